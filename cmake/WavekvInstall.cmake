@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#
+# Installs the headers and the package that `find_package(wavekv 0.1)` finds.
+include(CMakePackageConfigHelpers)
+include(GNUInstallDirs)
+
+set(wavekv_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/wavekv") # share: nothing here is compiled
+
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/wavekv"
+  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+install(TARGETS wavekv EXPORT wavekvTargets)
+install(EXPORT wavekvTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
+
+configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/wavekvConfig.cmake.in"
+  "${PROJECT_BINARY_DIR}/wavekvConfig.cmake" INSTALL_DESTINATION "${wavekv_package_dir}")
+# Before 1.0 a minor version may change the interface.
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/wavekvConfigVersion.cmake"
+  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES
+  "${PROJECT_BINARY_DIR}/wavekvConfig.cmake"
+  "${PROJECT_BINARY_DIR}/wavekvConfigVersion.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/FindHighwayHeaders.cmake"
+  DESTINATION "${wavekv_package_dir}")
