@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <span>
+
+#include <wavekv/index/cluster_request.hpp>
+#include <wavekv/index/detail/panel_product.hpp>
+#include <wavekv/index/detail/safe_scale.hpp>
+
+/// @file lloyd.hpp
+/// @brief Lloyd's iterations, spherical and Euclidean, with one arithmetic for both.
+///
+/// Both assign a point x to the centroid with the largest x·c + bias: spherical with unit-norm centroids
+/// and no bias, Euclidean with bias −‖c‖²/2. All sums run over the points in their order and in double, so a
+/// result depends on the input alone.
+
+namespace wavekv::detail {
+
+enum class lloyd_kind { spherical, euclidean };
+
+/// Gives consecutive ids to the clusters that have points. Returns their number.
+inline std::size_t drop_empty_clusters(std::span<std::uint32_t> assignment, std::size_t n_clusters,
+                                       std::uint32_t* counts) {
+  std::fill_n(counts, n_clusters, 0U);
+  for (const std::uint32_t cluster : assignment) {
+    counts[cluster] = 1;
+  }
+  std::uint32_t n_used = 0;
+  for (std::size_t c = 0; c < n_clusters; ++c) {
+    counts[c] = counts[c] != 0 ? n_used++ : 0;
+  }
+  if (n_used < n_clusters) {
+    for (std::uint32_t& cluster : assignment) {
+      cluster = counts[cluster];
+    }
+  }
+  return n_used;
+}
+
+/// One run of Lloyd's algorithm; a value of the call's pointers and sizes.
+template <lloyd_kind Kind>
+class lloyd {
+ public:
+  lloyd(const float* points, std::size_t n_points, std::size_t dim, std::size_t n_clusters,
+        std::span<std::uint32_t> assignment, clustering_scratch& scratch)
+      : points_(points),
+        n_points_(n_points),
+        dim_(dim),
+        n_clusters_(n_clusters),
+        assignment_(assignment),
+        scratch_(scratch),
+        centroids_(scratch.centroids.take(n_clusters * dim)),
+        sums_(scratch.sums.take(n_clusters * dim)),
+        counts_(scratch.counts.take(n_clusters)),
+        scores_(scratch.scores.take(n_points)),
+        norms_(scratch.norms.take(n_points)),
+        blocks_(
+            scratch.blocks.take(panel_shape::n_blocks(n_points) * panel_shape::block_rows * dim)),
+        panels_(scratch.panels.take(panel_shape::n_panels(n_clusters) * panel_shape::panel_width *
+                                    dim)),
+        biases_(scratch.biases.take(panel_shape::n_panels(n_clusters) * panel_shape::panel_width)) {
+  }
+
+  /// Returns the number of clusters; every one has a point.
+  std::size_t run(int n_iterations) {
+    prepare();
+    for (int iteration = 0; iteration < n_iterations; ++iteration) {
+      if (iteration > 0) {
+        update();
+      }
+      assign();
+      repair();
+    }
+    return drop_empty_clusters(assignment_, n_clusters_, counts_);
+  }
+
+ private:
+  static constexpr std::size_t block_rows = panel_shape::block_rows;
+
+  void prepare() {
+    for (std::size_t b = 0; b < panel_shape::n_blocks(n_points_); ++b) {
+      const std::size_t first = b * block_rows;
+      pack_block(points_ + first * dim_, std::min(block_rows, n_points_ - first), dim_, dim_,
+                 blocks_ + first * dim_);
+    }
+    for (std::size_t p = 0; p < n_points_; ++p) {
+      const float* row = points_ + p * dim_;
+      float square = 0;
+      for (std::size_t i = 0; i < dim_; ++i) {
+        square += row[i] * row[i];
+      }
+      norms_[p] = Kind == lloyd_kind::spherical ? std::sqrt(square) : square;
+    }
+    for (std::size_t c = 0; c < n_clusters_; ++c) {
+      // the middle of each of n_clusters equal runs of points
+      const std::size_t seed = (2 * c + 1) * n_points_ / (2 * n_clusters_);
+      for (std::size_t i = 0; i < dim_; ++i) {
+        sums_[c * dim_ + i] = static_cast<double>(points_[seed * dim_ + i]);
+      }
+      counts_[c] = 1;
+    }
+    finish_centroids();
+  }
+
+  /// Centroids from sums and counts. A cluster whose sum vanishes, or that is empty, keeps a zero vector:
+  /// a legal centroid that attracts only what no other does.
+  void finish_centroids() {
+    for (std::size_t c = 0; c < n_clusters_; ++c) {
+      const double* sum = sums_ + c * dim_;
+      float* centroid = centroids_ + c * dim_;
+      double square = 0;
+      for (std::size_t i = 0; i < dim_; ++i) {
+        square += sum[i] * sum[i];
+      }
+      double scale = 0;
+      if constexpr (Kind == lloyd_kind::spherical) {
+        scale = square > 0 ? 1.0 / std::sqrt(square) : 0.0;
+        biases_[c] = 0;
+      } else {
+        scale = counts_[c] > 0 ? 1.0 / counts_[c] : 0.0;
+        biases_[c] = static_cast<float>(-0.5 * square * scale * scale);
+      }
+      for (std::size_t i = 0; i < dim_; ++i) {
+        centroid[i] = static_cast<float>(sum[i] * scale);
+      }
+    }
+    for (std::size_t c = n_clusters_;
+         c < panel_shape::n_panels(n_clusters_) * panel_shape::panel_width; ++c) {
+      biases_[c] = std::numeric_limits<float>::lowest();
+    }
+    pack_panels_of_rows(centroids_, n_clusters_, dim_, panels_);
+  }
+
+  void update() {
+    std::fill_n(sums_, n_clusters_ * dim_, 0.0);
+    std::fill_n(counts_, n_clusters_, 0U);
+    for (std::size_t p = 0; p < n_points_; ++p) {
+      const float* row = points_ + p * dim_;
+      double* sum = sums_ + assignment_[p] * dim_;
+      ++counts_[assignment_[p]];
+      for (std::size_t i = 0; i < dim_; ++i) {
+        sum[i] += static_cast<double>(row[i]);
+      }
+    }
+    finish_centroids();
+  }
+
+  void assign() {
+    for (std::size_t b = 0; b < panel_shape::n_blocks(n_points_); ++b) {
+      const std::size_t first = b * block_rows;
+      largest_scores(blocks_ + first * dim_, std::min(block_rows, n_points_ - first), panels_,
+                     biases_, n_clusters_, dim_, &assignment_[first], scores_ + first);
+    }
+  }
+
+  /// How badly a point fits its centroid: 1 − cosine, or the squared distance as a share of ‖x‖².
+  float misfit(std::size_t p) const {
+    if (norms_[p] == 0) {
+      return Kind == lloyd_kind::spherical ? 0.0F : -2.0F * scores_[p];
+    }
+    return Kind == lloyd_kind::spherical ? 1.0F - scores_[p] / norms_[p]
+                                         : norms_[p] - 2.0F * scores_[p];
+  }
+
+  /// Every empty cluster takes the worst-fitting point of a cluster that has more than one. Points that fit
+  /// to rounding stay where they are: copies of one key are one cluster, however many were asked for.
+  void repair() {
+    std::fill_n(counts_, n_clusters_, 0U);
+    for (const std::uint32_t cluster : assignment_) {
+      ++counts_[cluster];
+    }
+    const auto n_empty = static_cast<std::size_t>(std::count(counts_, counts_ + n_clusters_, 0U));
+    if (n_empty == 0) {
+      return;
+    }
+    constexpr float rounding = 1e-5F;
+    float* misfits = scores_;
+    std::uint32_t* candidates = scratch_.candidates.take(n_points_);
+    std::size_t n_candidates = 0;
+    for (std::size_t p = 0; p < n_points_; ++p) {
+      const float tolerated = Kind == lloyd_kind::spherical ? rounding : rounding * norms_[p];
+      misfits[p] = misfit(p);
+      if (misfits[p] > tolerated) {
+        candidates[n_candidates++] = static_cast<std::uint32_t>(p);
+      }
+    }
+    std::sort(candidates, candidates + n_candidates, [&](std::uint32_t a, std::uint32_t b) {
+      return misfits[a] != misfits[b] ? misfits[a] > misfits[b] : a < b;
+    });
+    std::size_t next = 0;
+    for (std::size_t c = 0; c < n_clusters_; ++c) {
+      if (counts_[c] != 0) {
+        continue;
+      }
+      while (next < n_candidates && counts_[assignment_[candidates[next]]] <= 1) {
+        ++next;
+      }
+      if (next == n_candidates) {
+        return;
+      }
+      const std::uint32_t moved = candidates[next++];
+      --counts_[assignment_[moved]];
+      assignment_[moved] = static_cast<std::uint32_t>(c);
+      counts_[c] = 1;
+    }
+  }
+
+  const float* points_;
+  std::size_t n_points_;
+  std::size_t dim_;
+  std::size_t n_clusters_;
+  std::span<std::uint32_t> assignment_;
+  clustering_scratch& scratch_;
+  float* centroids_;
+  double* sums_;
+  std::uint32_t* counts_;
+  float* scores_;
+  float* norms_;
+  float* blocks_;
+  float* panels_;
+  float* biases_;
+};
+
+/// The cases every k-means has before it starts. Returns 0 when there is real work to do.
+inline std::size_t trivial_clustering(std::size_t n_points, std::size_t n_clusters,
+                                      std::span<std::uint32_t> assignment) {
+  if (n_clusters >= n_points) {
+    std::iota(assignment.begin(), assignment.end(), 0U);
+    return n_points;
+  }
+  if (n_clusters <= 1) {
+    std::fill(assignment.begin(), assignment.end(), 0U);
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace wavekv::detail
