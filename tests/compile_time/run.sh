@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#
+# bash tests/compile_time/run.sh [compiler...]: prints how long a user's file takes to compile, for
+# each compiler (default g++): the umbrella header alone, and one instantiated cache. Aims, not
+# limits, since machines differ: 3 s and 10 s.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+includes=(-isystem /usr/include/eigen3 -Iinclude)
+object=$(mktemp)
+trap 'rm -f "$object"' EXIT
+
+seconds_of() { # seconds_of COMPILER SOURCE: the best of two
+  local best= t
+  for _ in 1 2; do
+    t=$({ TIMEFORMAT=%R; time "$1" -std=c++20 -O2 -march=native -fopenmp -DNDEBUG \
+          -DHWY_IS_DEBUG_BUILD=0 "${includes[@]}" -c "$2" -o "$object"; } 2>&1)
+    [[ $t =~ ^[0-9.]+$ ]] || { echo "$t" >&2; return 1; }
+    if [[ -z $best ]] || awk -v a="$t" -v b="$best" 'BEGIN { exit !(a < b) }'; then best=$t; fi
+  done
+  echo "$best"
+}
+
+for compiler in "${@:-g++}"; do
+  printf '%-12s <wavekv/wavekv.hpp> alone  %6s s (aim 3)\n' "$compiler" \
+    "$(seconds_of "$compiler" tests/compile_time/umbrella.cpp)"
+  printf '%-12s one instantiated cache     %6s s (aim 10)\n' "$compiler" \
+    "$(seconds_of "$compiler" tests/compile_time/one_cache.cpp)"
+done
