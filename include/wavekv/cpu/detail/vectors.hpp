@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <wavekv/core/scalar.hpp>
+
+// No leaf needs AES or carry-less multiplication, and without this -march=x86-64-v3 would fall back to SSSE3.
+#ifndef HWY_DISABLE_PCLMUL_AES
+#define HWY_DISABLE_PCLMUL_AES
+#endif
+#include <hwy/highway.h>
+
+/// @file vectors.hpp
+/// @brief Loads of stored scalars as float vectors, and sums over lanes; the ground the leaves stand on.
+///
+/// Static dispatch: the vector width is that of the flags a translation unit is compiled with, so all
+/// translation units of a program that use the library must be compiled with the same -m flags.
+
+#if HWY_HAVE_SCALABLE
+#error                                                                                             \
+    "wavekv: the leaves keep vectors in arrays, which scalable vectors (SVE, RVV) do not allow; define HWY_DISABLED_TARGETS to leave those targets out"
+#endif
+
+namespace wavekv::simd::detail {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using float_tag = hn::ScalableTag<float>;
+using float_vector = hn::Vec<float_tag>;
+
+/// Floats in a vector.
+inline constexpr std::size_t lanes = hn::MaxLanes(float_tag{});
+
+/// Vectors that the target can name; decides the tiles, which must stay in registers.
+#if HWY_TARGET <= HWY_AVX3_DL || HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM_A64
+inline constexpr std::size_t n_registers = 32;
+#else
+inline constexpr std::size_t n_registers = 16;
+#endif
+
+/// Whether the target converts f16 by an instruction.
+#if HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM_A64
+inline constexpr bool native_f16 = true;
+#else
+inline constexpr bool native_f16 = false;
+#endif
+
+/// Where a masked load does not touch what the mask leaves out.
+#if HWY_TARGET <= HWY_AVX3
+inline constexpr bool masked_memory = true;
+#else
+inline constexpr bool masked_memory = false;
+#endif
+
+template <scalar S>
+inline constexpr bool is_16_bit = std::is_same_v<S, bf16> || std::is_same_v<S, f16>;
+
+using half_tag =
+    hn::Rebind<std::uint16_t, float_tag>;  ///< as many 16-bit lanes as float_tag has floats
+
+/// Widens 16-bit patterns; exact, subnormals included.
+template <scalar S>
+HWY_INLINE float_vector widen(hn::Vec<half_tag> bits) {
+  static_assert(is_16_bit<S>);
+  constexpr float_tag d{};
+  constexpr hn::RebindToUnsigned<float_tag> du{};
+  if constexpr (std::is_same_v<S, bf16>) {
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
+  } else if constexpr (native_f16) {
+    return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, float_tag>{}, bits));
+  } else {
+    // Exponent and fraction moved into a float's place count 2^112 times too little; the multiplication puts
+    // subnormals right as well. Infinity and NaN come out as 2^16 and above and get a full exponent.
+    const auto wide = hn::PromoteTo(du, bits);
+    const auto magnitude = hn::ShiftLeft<13>(hn::And(wide, hn::Set(du, 0x7FFFU)));
+    const auto scaled = hn::Mul(hn::BitCast(d, magnitude), hn::Set(d, 0x1p112F));
+    const auto special = hn::IfThenElseZero(hn::Ge(scaled, hn::Set(d, 0x1p16F)),
+                                            hn::BitCast(d, hn::Set(du, 0x7F80'0000U)));
+    const auto sign = hn::ShiftLeft<16>(hn::And(wide, hn::Set(du, 0x8000U)));
+    return hn::Or(hn::Or(scaled, special), hn::BitCast(d, sign));
+  }
+}
+
+/// A full vector of stored scalars, as floats. No alignment promise.
+template <scalar S>
+HWY_INLINE float_vector load(const S* from) {
+  constexpr float_tag d{};
+  if constexpr (std::is_same_v<S, float>) {
+    return hn::LoadU(d, from);
+  } else if constexpr (is_16_bit<S>) {
+    return widen<S>(hn::LoadU(half_tag{}, reinterpret_cast<const std::uint16_t*>(from)));
+  } else {
+    HWY_ALIGN float buffer[lanes];
+    for (std::size_t i = 0; i < lanes; ++i) buffer[i] = wavekv::to_float<S>(from[i]);
+    return hn::Load(d, buffer);
+  }
+}
+
+/// The first n (< lanes) elements; the other lanes are zero, and nothing past from + n is read.
+template <scalar S>
+HWY_INLINE float_vector load_first(const S* from, std::size_t n) {
+  constexpr float_tag d{};
+  if constexpr (masked_memory && std::is_same_v<S, float>) {
+    return hn::MaskedLoad(hn::FirstN(d, n), d, from);
+  } else if constexpr (masked_memory && is_16_bit<S>) {
+    constexpr half_tag dh{};
+    return widen<S>(
+        hn::MaskedLoad(hn::FirstN(dh, n), dh, reinterpret_cast<const std::uint16_t*>(from)));
+  } else {
+    HWY_ALIGN float buffer[lanes] = {};
+    for (std::size_t i = 0; i < n; ++i) buffer[i] = wavekv::to_float<S>(from[i]);
+    return hn::Load(d, buffer);
+  }
+}
+
+/// Stores the first n (< lanes) lanes; nothing past to + n is written.
+HWY_INLINE void store_first(float_vector v, float* to, std::size_t n) {
+  constexpr float_tag d{};
+  if constexpr (masked_memory) {
+    hn::BlendedStore(v, hn::FirstN(d, n), d, to);
+  } else {
+    HWY_ALIGN float buffer[lanes];
+    hn::Store(v, d, buffer);
+    for (std::size_t i = 0; i < n; ++i) to[i] = buffer[i];
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+/// Adds the 128-bit blocks of a vector into one.
+template <class D>
+HWY_INLINE auto sum_of_blocks(D d, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(D{}) <= 4) {
+    (void)d;
+    return v;
+  } else {
+    const hn::Half<D> half{};
+    return sum_of_blocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  }
+}
+#endif
+
+/// Stores the sums over the lanes of four vectors to to[0..3].
+///
+/// The order of the additions is the same for each of the four, so that a logit does not depend on
+/// where in a tile its row was.
+HWY_INLINE void store_sums(float_vector a, float_vector b, float_vector c, float_vector e,
+                           float* to) {
+  constexpr float_tag d{};
+#if HWY_TARGET == HWY_SCALAR
+  (void)d;
+  to[0] = hn::GetLane(a);
+  to[1] = hn::GetLane(b);
+  to[2] = hn::GetLane(c);
+  to[3] = hn::GetLane(e);
+#else
+  constexpr hn::Repartition<double, float_tag> pairs{};
+  const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+  const auto ab2 = hn::BitCast(pairs, ab);
+  const auto ce2 = hn::BitCast(pairs, ce);
+  const auto sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab2, ce2)),
+                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab2, ce2)));
+  hn::StoreU(sum_of_blocks(d, sums), hn::FixedTag<float, 4>{}, to);
+#endif
+}
+
+/// The sum over the lanes of a vector, in the order of store_sums.
+HWY_INLINE float sum(float_vector v) {
+  HWY_ALIGN float sums[4];
+  store_sums(v, v, v, v, sums);
+  return sums[0];
+}
+
+/// Asks for the cache line at an address that may lie past the end of an array.
+HWY_INLINE void prefetch(const void* address) {
+#if HWY_HAS_BUILTIN(__builtin_prefetch) || HWY_COMPILER_GCC
+  __builtin_prefetch(address, 0, 3);
+#else
+  hwy::Prefetch(static_cast<const char*>(address));
+#endif
+}
+
+}  // namespace wavekv::simd::detail

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include <wavekv/core/scalar.hpp>
+#include <wavekv/cpu/detail/vectors.hpp>
+
+/// @file rows.hpp
+/// @brief The two leaves that decode spends its time in: dot products of a few queries with a run of rows,
+/// and weighted sums of a run of rows. Both convert a stored row once for all queries of a group.
+///
+/// Rows are contiguous, row-major, of any dim >= 1, aligned to alignof(S) only. Nothing past an array's
+/// end is read or written. All accumulation is in float. Neither allocates.
+
+namespace wavekv::simd {
+
+/// @brief How the row leaves walk memory; the defaults were measured on Zen 4 (see bench/README.md).
+struct row_tuning {
+  /// How far ahead of the row in work its successors are asked for; covers the latency of memory at the
+  /// bandwidth of one core, and steps over the page ends at which hardware prefetchers stop.
+  static constexpr std::size_t prefetch_bytes = 2048;
+  /// Rows of a weighted sum that are walked once per tile of columns; they stay in the first-level cache.
+  static constexpr std::size_t chunk_bytes = 4096;
+};
+
+namespace detail {
+
+/// Address arithmetic that may leave the array: only for prefetches.
+template <class T>
+HWY_INLINE const void* ahead(const T* p, std::size_t bytes) {
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + bytes);
+}
+
+/// Dots of n_tile_rows rows with n_tile_queries queries, all sums in registers.
+template <std::size_t n_tile_rows, std::size_t n_tile_queries, scalar S>
+HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, std::size_t dim,
+                           float* logits, std::size_t logits_stride) {
+  static_assert(n_tile_rows == 4 || n_tile_rows == 1);
+  constexpr float_tag d{};
+  float_vector sums[n_tile_rows][n_tile_queries];
+  HWY_UNROLL(4)
+  for (std::size_t r = 0; r < n_tile_rows; ++r) {
+    HWY_UNROLL(4)
+    for (std::size_t g = 0; g < n_tile_queries; ++g) sums[r][g] = hn::Zero(d);
+  }
+  const auto step = [&](const auto& load_query, const auto& load_row, std::size_t c) HWY_ATTR {
+    float_vector row[n_tile_rows];
+    HWY_UNROLL(4)
+    for (std::size_t r = 0; r < n_tile_rows; ++r) row[r] = load_row(rows + r * dim + c);
+    HWY_UNROLL(4)
+    for (std::size_t g = 0; g < n_tile_queries; ++g) {
+      const float_vector query = load_query(q + g * q_stride + c);
+      HWY_UNROLL(4)
+      for (std::size_t r = 0; r < n_tile_rows; ++r)
+        sums[r][g] = hn::MulAdd(query, row[r], sums[r][g]);
+    }
+  };
+  std::size_t c = 0;
+  for (; c + lanes <= dim; c += lanes) {
+    if (c * sizeof(S) % 64 == 0) {
+      HWY_UNROLL(4)
+      for (std::size_t r = 0; r < n_tile_rows; ++r)
+        prefetch(ahead(rows + r * dim + c, row_tuning::prefetch_bytes));
+    }
+    step([](const float* p) HWY_ATTR { return load(p); },
+         [](const S* p) HWY_ATTR { return load(p); }, c);
+  }
+  if (c < dim) {
+    const std::size_t n = dim - c;
+    step([n](const float* p) HWY_ATTR { return load_first(p, n); },
+         [n](const S* p) HWY_ATTR { return load_first(p, n); }, c);
+  }
+  if constexpr (n_tile_rows == 4) {
+    HWY_UNROLL(4)
+    for (std::size_t g = 0; g < n_tile_queries; ++g)
+      store_sums(sums[0][g], sums[1][g], sums[2][g], sums[3][g], logits + g * logits_stride);
+  } else {
+    HWY_ALIGN float of_queries[4];
+    store_sums(sums[0][0], sums[0][n_tile_queries > 1 ? 1 : 0], sums[0][n_tile_queries > 2 ? 2 : 0],
+               sums[0][n_tile_queries > 3 ? 3 : 0], of_queries);
+    for (std::size_t g = 0; g < n_tile_queries; ++g) logits[g * logits_stride] = of_queries[g];
+  }
+}
+
+/// acc[g] += sum_r w[g][r] * rows[r] for a tile of n_tile_vectors vectors of columns, sums in registers.
+/// With n_columns != 0 the tile is the last n_columns (< lanes) columns.
+template <std::size_t n_tile_vectors, std::size_t n_tile_queries, bool partial, scalar S>
+HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S* rows,
+                                  std::size_t n_rows, std::size_t dim, float* acc,
+                                  std::size_t acc_stride, std::size_t n_columns,
+                                  std::size_t prefetch_ahead) {
+  static_assert(!partial || n_tile_vectors == 1);
+  constexpr float_tag d{};
+  float_vector sums[n_tile_queries][n_tile_vectors];
+  HWY_UNROLL(4)
+  for (std::size_t g = 0; g < n_tile_queries; ++g) {
+    HWY_UNROLL(4)
+    for (std::size_t v = 0; v < n_tile_vectors; ++v) {
+      const float* from = acc + g * acc_stride + v * lanes;
+      if constexpr (partial) {
+        sums[g][v] = load_first(from, n_columns);
+      } else {
+        sums[g][v] = hn::LoadU(d, from);
+      }
+    }
+  }
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    const S* row = rows + r * dim;
+    HWY_UNROLL(4)
+    for (std::size_t b = 0; b < n_tile_vectors * lanes * sizeof(S); b += 64)
+      prefetch(ahead(row, prefetch_ahead + b));
+    float_vector values[n_tile_vectors];
+    HWY_UNROLL(4)
+    for (std::size_t v = 0; v < n_tile_vectors; ++v) {
+      if constexpr (partial) {
+        values[v] = load_first(row, n_columns);
+      } else {
+        values[v] = load(row + v * lanes);
+      }
+    }
+    HWY_UNROLL(4)
+    for (std::size_t g = 0; g < n_tile_queries; ++g) {
+      const float_vector weight = hn::Set(d, w[g * w_stride + r]);
+      HWY_UNROLL(4)
+      for (std::size_t v = 0; v < n_tile_vectors; ++v)
+        sums[g][v] = hn::MulAdd(weight, values[v], sums[g][v]);
+    }
+  }
+  HWY_UNROLL(4)
+  for (std::size_t g = 0; g < n_tile_queries; ++g) {
+    HWY_UNROLL(4)
+    for (std::size_t v = 0; v < n_tile_vectors; ++v) {
+      float* to = acc + g * acc_stride + v * lanes;
+      if constexpr (partial) {
+        store_first(sums[g][v], to, n_columns);
+      } else {
+        hn::StoreU(sums[g][v], d, to);
+      }
+    }
+  }
+}
+
+/// All columns of one chunk of rows, for n_tile_queries queries.
+template <std::size_t n_tile_queries, scalar S>
+HWY_INLINE void add_weighted_chunk(const float* w, std::size_t w_stride, const S* rows,
+                                   std::size_t n_rows, std::size_t dim, float* acc,
+                                   std::size_t acc_stride) {
+  constexpr std::size_t n_vectors = n_registers == 32 ? 4 : 2;
+  const std::size_t ahead = row_tuning::prefetch_bytes;
+  std::size_t c = 0;
+  for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
+    add_weighted_tile<n_vectors, n_tile_queries, false>(w, w_stride, rows + c, n_rows, dim, acc + c,
+                                                        acc_stride, 0, ahead);
+  for (; c + lanes <= dim; c += lanes)
+    add_weighted_tile<1, n_tile_queries, false>(w, w_stride, rows + c, n_rows, dim, acc + c,
+                                                acc_stride, 0, ahead);
+  if (c < dim)
+    add_weighted_tile<1, n_tile_queries, true>(w, w_stride, rows + c, n_rows, dim, acc + c,
+                                               acc_stride, dim - c, ahead);
+}
+
+/// Calls f with a compile-time 4, 2 or 1 until n_q queries are covered; f(size, first).
+template <class F>
+HWY_INLINE void by_query_tiles(std::size_t n_q, const F& f) {
+  std::size_t g = 0;
+  for (; g + 4 <= n_q; g += 4) f(std::integral_constant<std::size_t, 4>{}, g);
+  if (g + 2 <= n_q) {
+    f(std::integral_constant<std::size_t, 2>{}, g);
+    g += 2;
+  }
+  if (g < n_q) f(std::integral_constant<std::size_t, 1>{}, g);
+}
+
+}  // namespace detail
+
+/// @brief Dot products of a few queries with a run of rows: logits[g * logits_stride + r] = q[g] · rows[r].
+///
+/// A logit depends on its query and row alone: not on the other queries, nor on where the run begins or ends.
+/// Complexity: n_q · n_rows · dim multiply-adds, one read of the rows. Allocates nothing.
+/// @param q  [n_q, dim] with q_stride floats from one query to the next; the scale is already in it
+/// @param rows  [n_rows, dim] contiguous
+/// @param logits  [n_q, n_rows] with logits_stride; overwritten
+template <scalar S>
+void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* rows,
+                std::size_t n_rows, std::size_t dim, float* logits,
+                std::size_t logits_stride) noexcept {
+  std::size_t r = 0;
+  for (; r + 4 <= n_rows; r += 4) {
+    detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
+      detail::score_tile<4, decltype(size)::value>(q + g * q_stride, q_stride, rows + r * dim, dim,
+                                                   logits + g * logits_stride + r, logits_stride);
+    });
+  }
+  for (; r < n_rows; ++r) {
+    detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
+      detail::score_tile<1, decltype(size)::value>(q + g * q_stride, q_stride, rows + r * dim, dim,
+                                                   logits + g * logits_stride + r, logits_stride);
+    });
+  }
+}
+
+/// @brief Weighted sums of a run of rows: acc[g] += sum over r of w[g * w_stride + r] · rows[r].
+///
+/// Rows are added in order, so a run may be cut anywhere without changing a bit of the result.
+/// Complexity: n_q · n_rows · dim multiply-adds, one read of the rows. Allocates nothing.
+/// @param w  [n_q, n_rows] with w_stride
+/// @param rows  [n_rows, dim] contiguous
+/// @param acc  [n_q, dim] with acc_stride; added to
+template <scalar S>
+void add_weighted_rows(const float* w, std::size_t n_q, std::size_t w_stride, const S* rows,
+                       std::size_t n_rows, std::size_t dim, float* acc,
+                       std::size_t acc_stride) noexcept {
+  const std::size_t chunk = std::max<std::size_t>(1, row_tuning::chunk_bytes / (dim * sizeof(S)));
+  for (std::size_t r = 0; r < n_rows; r += chunk) {
+    const std::size_t n = std::min(chunk, n_rows - r);
+    detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
+      detail::add_weighted_chunk<decltype(size)::value>(
+          w + g * w_stride + r, w_stride, rows + r * dim, n, dim, acc + g * acc_stride, acc_stride);
+    });
+  }
+}
+
+/// @brief Asks for a stretch of memory that will be read soon; reads nothing, and the end may lie anywhere.
+inline void prefetch_bytes(const void* first, std::size_t n_bytes) noexcept {
+  for (std::size_t b = 0; b < n_bytes; b += 64)
+    detail::prefetch(detail::ahead(static_cast<const char*>(first), b));
+}
+
+}  // namespace wavekv::simd
