@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include <wavekv/attention/partial_softmax.hpp>
+#include <wavekv/core/scalar.hpp>
+#include <wavekv/cpu/simd.hpp>
+
+/// @file exact.hpp
+/// @brief Decode attention of a few queries over a run of rows: exactly over tokens, or estimated over the
+/// summaries of clusters. Both read every row once, from memory, and add to a partial softmax.
+///
+/// Online softmax by chunks of rows, as in FlashAttention (arXiv 2205.14135). Scratch is on the stack (a few KB);
+/// nothing is allocated. Bit for bit the same however many threads run, as long as runs are cut the same way.
+
+namespace wavekv {
+
+/// @brief A few queries of one KV head (a group, or the groups of several query tokens).
+struct query_rows {
+  const float* data = nullptr;  ///< [n, dim], the scale already in it
+  std::size_t n = 0;            ///< queries
+  std::size_t dim = 0;          ///< key_dim
+  std::size_t stride = 0;       ///< floats from one query to the next
+};
+
+/// @brief Whether rows are added to a partial softmax or taken out of it again.
+enum class accumulation { add, subtract };
+
+namespace detail {
+
+inline constexpr std::size_t chunk_rows = 64;    ///< rows a chunk: logits and weights stay in cache
+inline constexpr std::size_t chunk_queries = 8;  ///< queries that share a chunk's scratch
+
+/// How often row r counts: once for a token, once per token for a cluster.
+struct counted_once {};
+
+template <class Sizes, scalar S>
+void accumulate_chunk(const partial_softmax_view& state, const float* logits,
+                      std::size_t logits_stride, const Sizes& sizes, const S* values, std::size_t n,
+                      accumulation mode) noexcept {
+  constexpr bool has_sizes = !std::is_same_v<Sizes, counted_once>;
+  HWY_ALIGN float weights[chunk_queries * chunk_rows];
+  for (std::size_t g = 0; g < state.n_queries; ++g) {
+    const float* row = logits + g * logits_stride;
+    float* weight = weights + g * chunk_rows;
+    raise_max(state, g, simd::reduce_max(row, n));
+    if (state.is_empty(g)) {  // nothing but -inf so far: e^(-inf - -inf) would be NaN
+      std::fill_n(weight, n, 0.0F);
+      continue;
+    }
+    float sum = simd::exp_shifted(row, weight, n, state.max[g]);
+    if constexpr (has_sizes) {
+      sum = 0.0F;
+      for (std::size_t r = 0; r < n; ++r) {
+        weight[r] *= static_cast<float>(sizes[r]);
+        sum += weight[r];
+      }
+    }
+    if (mode == accumulation::subtract) {
+      simd::scale(weight, n, -1.0F);
+      sum = -sum;
+    }
+    state.denominator[g] += sum;
+  }
+  simd::add_weighted_rows(weights, state.n_queries, chunk_rows, values, n, state.value_dim,
+                          state.numerator, state.numerator_stride);
+}
+
+template <class Sizes, scalar S>
+void accumulate_logits(const partial_softmax_view& state, const float* logits,
+                       std::size_t logits_stride, const Sizes& sizes, const S* values,
+                       std::size_t n, accumulation mode) noexcept {
+  for (std::size_t r = 0; r < n; r += chunk_rows) {
+    const std::size_t n_rows = std::min(chunk_rows, n - r);
+    for (std::size_t g = 0; g < state.n_queries; g += chunk_queries) {
+      const std::size_t n_q = std::min(chunk_queries, state.n_queries - g);
+      const float* part = logits + g * logits_stride + r;
+      if constexpr (std::is_same_v<Sizes, counted_once>) {
+        accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes,
+                         values + r * state.value_dim, n_rows, mode);
+      } else {
+        accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes + r,
+                         values + r * state.value_dim, n_rows, mode);
+      }
+    }
+  }
+}
+
+/// Scaled and softcapped logits of a run of rows.
+template <scalar S>
+void score_run(const query_rows& queries, const S* keys, std::size_t n, float softcap,
+               float* logits, std::size_t logits_stride) noexcept {
+  simd::score_rows(queries.data, queries.n, queries.stride, keys, n, queries.dim, logits,
+                   logits_stride);
+  if (softcap > 0.0F) {
+    for (std::size_t g = 0; g < queries.n; ++g)
+      simd::softcap(logits + g * logits_stride, n, softcap);
+  }
+}
+
+}  // namespace detail
+
+/// @brief Adds a run of tokens to the partial softmax of each query, exactly.
+///
+/// Complexity: n_queries · n · (key_dim + value_dim) multiply-adds and n_queries · n exponentials; every key and
+/// value is read once. Allocates nothing.
+/// @param queries  [n_queries, key_dim], scaled; every query sees all n tokens
+/// @param keys  [n, key_dim] contiguous
+/// @param values  [n, value_dim] contiguous, value_dim = state.value_dim
+/// @param softcap  cap of the logits; 0: none
+/// @param state  n_queries states, added to
+template <scalar S>
+void attend_rows(const query_rows& queries, const S* keys, const S* values, std::size_t n,
+                 float softcap, const partial_softmax_view& state) noexcept {
+  HWY_ALIGN float logits[detail::chunk_queries * detail::chunk_rows];
+  for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
+    const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
+    for (std::size_t g = 0; g < queries.n; g += detail::chunk_queries) {
+      const std::size_t n_q = std::min(detail::chunk_queries, queries.n - g);
+      const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
+      detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows);
+      detail::accumulate_chunk(state.part(g, n_q), logits, detail::chunk_rows,
+                               detail::counted_once{}, values + r * state.value_dim, n_rows,
+                               accumulation::add);
+    }
+  }
+}
+
+/// @brief Adds rows whose logits are known already to the partial softmax of each query, or takes them out.
+///
+/// With it a cluster that was estimated and is then read exactly is taken out again: the same logits, size and
+/// mean, accumulation::subtract.
+/// @param logits  [n_queries, n] with logits_stride, softcapped; -inf stands for a masked row
+/// @param sizes  [n] of any arithmetic type: how often each row counts
+/// @param values  [n, value_dim] contiguous: the *mean* value of each cluster
+template <class Size, scalar S>
+void accumulate_rows(const float* logits, std::size_t logits_stride, const Size* sizes,
+                     const S* values, std::size_t n, accumulation mode,
+                     const partial_softmax_view& state) noexcept {
+  detail::accumulate_logits(state, logits, logits_stride, sizes, values, n, mode);
+}
+
+/// @brief As above, every row counting once.
+template <scalar S>
+void accumulate_rows(const float* logits, std::size_t logits_stride, const S* values, std::size_t n,
+                     accumulation mode, const partial_softmax_view& state) noexcept {
+  detail::accumulate_logits(state, logits, logits_stride, detail::counted_once{}, values, n, mode);
+}
+
+/// @brief Adds a run of clusters to the partial softmax of each query through their summaries: a cluster of size
+/// m, centroid c and mean value v counts as m tokens of key c and value v.
+///
+/// The mass m · e^(q·c) is a lower bound of the cluster's true mass (Jensen). The mean value is stored instead of
+/// the value sum: the same bytes, and it fits f16 whatever the cluster's size.
+/// Complexity and allocation as attend_rows.
+/// @param queries  [n_queries, key_dim], scaled
+/// @param centroids  [n, key_dim] contiguous
+/// @param value_means  [n, value_dim] contiguous
+/// @param sizes  [n] of any arithmetic type, tokens in each cluster
+/// @param softcap  cap of the logits; 0: none
+/// @param logits  [n_queries, n] with logits_stride: receives the softcapped logits, which planning uses
+/// @param state  n_queries states, added to
+template <class Size, scalar S>
+void estimate_rows(const query_rows& queries, const S* centroids, const S* value_means,
+                   const Size* sizes, std::size_t n, float softcap, float* logits,
+                   std::size_t logits_stride, const partial_softmax_view& state) noexcept {
+  // By chunks, so that prefetches started by the scores are not forgotten when the means are read.
+  for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
+    const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
+    detail::score_run(queries, centroids + r * queries.dim, n_rows, softcap, logits + r,
+                      logits_stride);
+    detail::accumulate_logits(state, logits + r, logits_stride, sizes + r,
+                              value_means + r * state.value_dim, n_rows, accumulation::add);
+  }
+}
+
+/// @brief Logits alone of a run of rows (tokens or summaries), scaled and softcapped; for planning.
+/// @param logits  [n_queries, n] with logits_stride
+template <scalar S>
+void score_logits(const query_rows& queries, const S* keys, std::size_t n, float softcap,
+                  float* logits, std::size_t logits_stride) noexcept {
+  detail::score_run(queries, keys, n, softcap, logits, logits_stride);
+}
+
+}  // namespace wavekv
