@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include "unicode.hpp"
+
+#include <cstdlib>
+#include <new>
+
+#include <utf8proc.h>
+
+namespace transformer {
+namespace {
+
+constexpr std::string_view replacement = "\xEF\xBF\xBD";  // U+FFFD
+
+/// Bytes of the valid character at the front of `text`, or 0.
+std::size_t valid_length(std::string_view text) {
+  utf8proc_int32_t code = 0;
+  const auto* bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
+  const auto n = utf8proc_iterate(bytes, static_cast<utf8proc_ssize_t>(text.size()), &code);
+  return n > 0 ? static_cast<std::size_t>(n) : 0;
+}
+
+/// True when more bytes could still complete the character that `text` begins.
+bool may_be_completed(std::string_view text) {
+  const auto lead = static_cast<unsigned char>(text.front());
+  const std::size_t wanted = lead >= 0xF0 && lead <= 0xF4 ? 4
+                             : lead >= 0xE0               ? 3
+                             : lead >= 0xC2               ? 2
+                                                          : 1;
+  if (lead > 0xF4 || text.size() >= wanted) return false;
+  for (const char c : text.substr(1))
+    if ((static_cast<unsigned char>(c) & 0xC0U) != 0x80U) return false;
+  return true;
+}
+
+/// Appends the valid characters of `text` to `out`; returns how many bytes were taken.
+std::size_t take_valid(std::string_view text, std::string& out, bool hold_incomplete) {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    const auto rest = text.substr(at);
+    if (const std::size_t n = valid_length(rest); n > 0) {
+      out.append(rest.substr(0, n));
+      at += n;
+      continue;
+    }
+    if (hold_incomplete && may_be_completed(rest)) break;
+    out.append(replacement);
+    ++at;
+  }
+  return at;
+}
+
+}  // namespace
+
+std::string valid_utf8(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  take_valid(text, out, false);
+  return out;
+}
+
+std::string to_nfc(const std::string& text) {
+  utf8proc_uint8_t* composed = nullptr;
+  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+  const auto n = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                              static_cast<utf8proc_ssize_t>(text.size()), &composed, options);
+  if (n < 0) throw std::bad_alloc();  // the only failure that is left for valid UTF-8
+  std::string out(reinterpret_cast<const char*>(composed), static_cast<std::size_t>(n));
+  std::free(composed);
+  return out;
+}
+
+std::string utf8_stream::push(std::string_view bytes) {
+  held_.append(bytes);
+  std::string out;
+  held_.erase(0, take_valid(held_, out, true));
+  return out;
+}
+
+std::string utf8_stream::finish() {
+  std::string out = held_.empty() ? std::string() : std::string(replacement);
+  held_.clear();
+  return out;
+}
+
+}  // namespace transformer
