@@ -28,9 +28,8 @@ struct rope_config {
 
 /// @brief One decoder layer: what its attention sees and whether its heads are rotated.
 struct layer_config {
-  bool sliding = false;
-  false;  ///< attends to the last `sliding_window` tokens only; keeps a window instead of an index
-  bool rope = true;  ///< false: no positions (SmolLM3's NoPE layers)
+  bool sliding = false;  ///< attends to the last `sliding_window` tokens; keeps a window, no index
+  bool rope = true;      ///< false: no positions (SmolLM3's NoPE layers)
 };
 
 /// @brief What a decoder of the families llama, qwen2, qwen3 and smollm3 is made of; config.json,
