@@ -115,7 +115,7 @@ class query_metric {
   /// @brief The lower triangular L with L·Lᵀ = normalized(); ‖Lᵀ·x‖² measures x as the queries see it.
   ///
   /// Written out here, in double: Eigen's LLT gives the same factor (a test compares them), but its header
-  /// alone takes half of what the umbrella header may take to compile.
+  /// alone takes half of what the umbrella header may take to compile, and g++ 12 warns inside it with AVX-512.
   /// Complexity: O(key_dim³). Allocates one matrix of doubles.
   /// @param lower  [key_dim, key_dim], row-major, written in full; zeros above the diagonal
   /// @throw shape_error if the span has another size

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <wavekv/index/query_metric_kmeans.hpp>
+#include <wavekv/index/spherical_kmeans.hpp>
+
+#include "clustering_reference.hpp"
+
+using namespace clustering_reference;
+using wavekv::cluster_request;
+using wavekv::clustering_scratch;
+using wavekv::query_metric;
+using wavekv::query_metric_kmeans;
+using wavekv::spherical_kmeans;
+
+namespace {
+
+cluster_request request_of(const std::vector<float>& keys, std::size_t dim,
+                           std::size_t n_clusters) {
+  cluster_request request;
+  request.keys = keys.data();
+  request.key_dim = dim;
+  request.n_tokens = keys.size() / dim;
+  request.n_clusters = n_clusters;
+  return request;
+}
+
+/// The space of query_metric_kmeans without a metric, in double: both parts centered and scaled.
+std::vector<double> keys_and_values_space(const std::vector<float>& keys, std::size_t key_dim,
+                                          const std::vector<float>& values, std::size_t value_dim,
+                                          const std::vector<float>& factor) {
+  const std::size_t n = keys.size() / key_dim;
+  const std::size_t dim = key_dim + value_dim;
+  std::vector<double> points(n * dim);
+  const auto place = [&](const std::vector<double>& rows, std::size_t row_dim, std::size_t column,
+                         double weight) {
+    std::vector<double> mean(row_dim);
+    for (std::size_t p = 0; p < n * row_dim; ++p) {
+      mean[p % row_dim] += rows[p] / static_cast<double>(n);
+    }
+    double variance = 0;
+    for (std::size_t p = 0; p < n * row_dim; ++p) {
+      variance +=
+          (rows[p] - mean[p % row_dim]) * (rows[p] - mean[p % row_dim]) / static_cast<double>(n);
+    }
+    for (std::size_t p = 0; p < n; ++p) {
+      for (std::size_t i = 0; i < row_dim; ++i) {
+        points[p * dim + column + i] =
+            (rows[p * row_dim + i] - mean[i]) * weight / std::sqrt(variance);
+      }
+    }
+  };
+  std::vector<double> seen(n * key_dim);
+  for (std::size_t p = 0; p < n; ++p) {
+    for (std::size_t j = 0; j < key_dim; ++j) {
+      for (std::size_t i = 0; i < key_dim; ++i) {
+        const double entry =
+            factor.empty() ? (i == j ? 1.0 : 0.0) : static_cast<double>(factor[i * key_dim + j]);
+        seen[p * key_dim + j] += static_cast<double>(keys[p * key_dim + i]) * entry;
+      }
+    }
+  }
+  place(seen, key_dim, 0, 1.0);
+  place(widened(values), value_dim, key_dim, 0.5);
+  return points;
+}
+
+}  // namespace
+
+TEST_CASE("spherical k-means: equals the plain double-precision reference") {
+  clustering_scratch scratch;
+  for (const std::uint32_t seed : {1U, 2U, 3U}) {
+    for (const std::size_t dim : {1U, 3U, 16U, 64U, 80U, 96U, 128U, 129U, 256U}) {
+      for (const std::size_t n : {2U, 5U, 13U, 97U, 300U}) {
+        for (const std::size_t k : {1U, 2U, 7U, 31U, 65U}) {
+          CAPTURE(seed);
+          CAPTURE(dim);
+          CAPTURE(n);
+          CAPTURE(k);
+          // offset means make norms and directions differ
+          const std::vector<float> keys =
+              normal_rows(n, dim, seed * 1000 + static_cast<std::uint32_t>(n + dim), 0.3F);
+          const clustering got = run(spherical_kmeans<4>{}, request_of(keys, dim, k), scratch);
+          REQUIRE(is_clustering(got.assignment, got.n_clusters));
+          CHECK(got.n_clusters <= std::min(k, n));
+          if (k >= n || dim == 1) {
+            continue;
+          }  // one dimension has two directions: every key ties
+          std::vector<std::uint32_t> expected;
+          const std::size_t n_expected = lloyd(widened(keys), n, dim, k, 4, true, expected);
+          CHECK(got.n_clusters == n_expected);
+          CHECK(got.assignment == expected);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("query-metric k-means: equals the plain double-precision reference in its space") {
+  clustering_scratch scratch;
+  for (const std::uint32_t seed : {11U, 12U}) {
+    for (const std::size_t key_dim : {3U, 16U, 40U, 64U, 128U}) {
+      for (const std::size_t value_dim : {5U, 64U}) {
+        for (const bool with_metric : {false, true}) {
+          CAPTURE(seed);
+          CAPTURE(key_dim);
+          CAPTURE(value_dim);
+          CAPTURE(with_metric);
+          const std::size_t n = 211;
+          // a common offset far larger than the spread: what rotary keys look like
+          std::vector<float> keys = normal_rows(n, key_dim, seed);
+          for (std::size_t i = 0; i < keys.size(); i += key_dim) {
+            keys[i] += 64.0F;
+          }
+          const std::vector<float> values = normal_rows(n, value_dim, seed + 100, 2.0F, 7.0F);
+          const std::vector<float> queries = normal_rows(3 * key_dim, key_dim, seed + 200, 0.5F);
+          query_metric metric(key_dim);
+          metric.add(wavekv::nhd<const float>(queries.data(), 3 * key_dim, 1, key_dim));
+          std::vector<float> factor;
+          cluster_request request = request_of(keys, key_dim, 17);
+          request.values = values.data();
+          request.value_dim = value_dim;
+          if (with_metric) {
+            factor.resize(key_dim * key_dim);
+            metric.factor(factor);
+            request.metric = &metric;
+          }
+          const clustering got = run(query_metric_kmeans<4>{}, request, scratch);
+          REQUIRE(is_clustering(got.assignment, got.n_clusters));
+          std::vector<std::uint32_t> expected;
+          const std::size_t n_expected =
+              lloyd(keys_and_values_space(keys, key_dim, values, value_dim, factor), n,
+                    key_dim + value_dim, 17, 4, false, expected);
+          CHECK(got.n_clusters == n_expected);
+          CHECK(got.assignment == expected);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("k-means: the objective gets better with every iteration") {
+  clustering_scratch scratch;
+  const std::size_t n = 2000;
+  const std::size_t dim = 64;
+  const std::vector<float> keys = normal_rows(n, dim, 21, 0.1F);
+  const cluster_request request = request_of(keys, dim, 125);
+  const auto spherical = [&](const auto& clusterer) {
+    const clustering made = run(clusterer, request, scratch);
+    return spherical_objective(keys, dim, made.assignment, made.n_clusters);
+  };
+  const auto euclidean = [&](const auto& clusterer) {
+    const clustering made = run(clusterer, request, scratch);
+    return euclidean_objective(widened(keys), dim, made.assignment, made.n_clusters);
+  };
+  CHECK(spherical(spherical_kmeans<2>{}) > spherical(spherical_kmeans<1>{}));
+  CHECK(spherical(spherical_kmeans<5>{}) > spherical(spherical_kmeans<2>{}));
+  CHECK(spherical(spherical_kmeans<10>{}) > spherical(spherical_kmeans<5>{}));
+  CHECK(euclidean(query_metric_kmeans<2>{}) < euclidean(query_metric_kmeans<1>{}));
+  CHECK(euclidean(query_metric_kmeans<5>{}) < euclidean(query_metric_kmeans<2>{}));
+  CHECK(euclidean(query_metric_kmeans<10>{}) < euclidean(query_metric_kmeans<5>{}));
+}
+
+TEST_CASE("k-means: recovers planted clusters") {
+  clustering_scratch scratch;
+  for (const std::uint32_t seed : {31U, 32U, 33U}) {
+    CAPTURE(seed);
+    const std::size_t n_clusters = 31;  // 31 · 33 points: the seeds, 33 apart, fall on all labels
+    const planted_rows data = planted(n_clusters * 33, 48, n_clusters, seed, 1.0F, 0.05F);
+    cluster_request request = request_of(data.rows, 48, n_clusters);
+    const clustering spherical = run(spherical_kmeans<10>{}, request, scratch);
+    CHECK(spherical.n_clusters == n_clusters);
+    CHECK(same_partition(spherical.assignment, data.label));
+    const std::vector<float> values(data.label.size() * 8,
+                                    1.0F);  // no variance: they must drop out
+    request.values = values.data();
+    request.value_dim = 8;
+    const clustering metric = run(query_metric_kmeans<10>{}, request, scratch);
+    CHECK(metric.n_clusters == n_clusters);
+    CHECK(same_partition(metric.assignment, data.label));
+  }
+}
+
+TEST_CASE("query-metric k-means: tokens with equal keys are told apart by their values") {
+  clustering_scratch scratch;
+  const std::size_t n = 64;
+  const std::vector<float> keys(n * 8, 3.0F);
+  std::vector<float> values(n * 4, 0.0F);
+  std::vector<std::uint32_t> expected(n);
+  for (std::size_t t = 0; t < n; ++t) {
+    expected[t] = t < n / 2 ? 0 : 1;
+    values[t * 4] = t < n / 2 ? -1.0F : 1.0F;
+  }
+  cluster_request request = request_of(keys, 8, 2);
+  request.values = values.data();
+  request.value_dim = 4;
+  const clustering made = run(query_metric_kmeans<5>{}, request, scratch);
+  CHECK(made.n_clusters == 2);
+  CHECK(same_partition(made.assignment, expected));
+}
+
+TEST_CASE("query-metric k-means: directions that no query looks along do not matter") {
+  clustering_scratch scratch;
+  const std::size_t n = 400;
+  const std::size_t dim = 8;
+  std::vector<float> keys = normal_rows(n, dim, 41, 0.0F, 0.01F);
+  std::vector<std::uint32_t> expected(n);
+  const std::vector<float> noise = normal_rows(n, 1, 42, 0.0F, 5.0F);
+  for (std::size_t t = 0; t < n; ++t) {
+    expected[t] =
+        t < n / 2 ? 0 : 1;  // the seeds, at a quarter and three quarters, have one of each
+    keys[t * dim + 1] += expected[t] == 0 ? -1.0F : 1.0F;  // what queries see
+    keys[t * dim + 5] += noise[t];                         // what they do not, five times as large
+  }
+  std::vector<float> query(dim, 0.0F);
+  query[1] = 2.0F;
+  query_metric metric(dim);
+  metric.add(wavekv::nhd<const float>(query.data(), 1, 1, dim));
+  cluster_request request = request_of(keys, dim, 2);
+  CHECK_FALSE(
+      same_partition(run(query_metric_kmeans<10>{}, request, scratch).assignment, expected));
+  request.metric = &metric;
+  CHECK(same_partition(run(query_metric_kmeans<10>{}, request, scratch).assignment, expected));
+}
+
+TEST_CASE_TEMPLATE("k-means: a function of the request alone", Clusterer, spherical_kmeans<6>,
+                   query_metric_kmeans<6>) {
+  const std::vector<float> keys = normal_rows(1500, 40, 51);
+  const std::vector<float> values = normal_rows(1500, 24, 52);
+  cluster_request request = request_of(keys, 40, 94);
+  request.values = values.data();
+  request.value_dim = 24;
+  clustering_scratch fresh;
+  const clustering first = run(Clusterer{}, request, fresh);
+  clustering_scratch used;  // leftovers of other sizes must not show
+  const std::vector<float> other(3000 * 50, std::numeric_limits<float>::max());
+  (void)run(Clusterer{}, request_of(other, 50, 200), used);
+  const clustering second = run(Clusterer{}, request, used);
+  CHECK(first.n_clusters == second.n_clusters);
+  CHECK(first.assignment == second.assignment);
+}
+
+TEST_CASE_TEMPLATE("k-means: a power of two as a factor changes nothing", Clusterer,
+                   spherical_kmeans<6>, query_metric_kmeans<6>) {
+  clustering_scratch scratch;
+  std::vector<float> keys = normal_rows(500, 16, 61);
+  for (float& element : keys) {
+    element = std::round(element * 256.0F) / 256.0F;
+  }  // few bits, to survive denormals
+  const clustering expected = run(Clusterer{}, request_of(keys, 16, 31), scratch);
+  for (const int exponent : {-130, -100, -60, -40, 40, 60, 100, 120}) {
+    CAPTURE(exponent);
+    std::vector<float> scaled = keys;
+    for (float& element : scaled) {
+      element = std::ldexp(element, exponent);
+    }
+    CHECK(run(Clusterer{}, request_of(scaled, 16, 31), scratch).assignment == expected.assignment);
+  }
+}
+
+TEST_CASE_TEMPLATE("k-means: degenerate and adversarial keys", Clusterer, spherical_kmeans<10>,
+                   query_metric_kmeans<10>) {
+  clustering_scratch scratch;
+  const std::size_t n = 200;
+  const std::size_t dim = 24;
+  const auto check = [&](const std::vector<float>& keys, std::size_t n_clusters) {
+    cluster_request request = request_of(keys, dim, n_clusters);
+    for (const std::size_t value_dim : {std::size_t{0}, dim}) {
+      request.values = value_dim == 0 ? nullptr : keys.data();
+      request.value_dim = value_dim;
+      const clustering made = run(Clusterer{}, request, scratch);
+      REQUIRE(is_clustering(made.assignment, made.n_clusters));
+      CHECK(made.n_clusters >= (keys.empty() ? 0U : 1U));
+      CHECK(made.n_clusters <= std::max<std::size_t>(n_clusters, 1));
+    }
+    request.value_dim = 0;
+    return run(Clusterer{}, request, scratch);
+  };
+  const std::vector<float> ordinary = normal_rows(n, dim, 71);
+  SUBCASE("one token") { CHECK(check(normal_rows(1, dim, 72), 13).n_clusters == 1); }
+  SUBCASE("no token") { CHECK(check({}, 4).n_clusters == 0); }
+  SUBCASE("more clusters than tokens") { CHECK(check(ordinary, 1000).n_clusters == n); }
+  SUBCASE("as many clusters as tokens") { CHECK(check(ordinary, n).n_clusters == n); }
+  SUBCASE("one less") { CHECK(check(ordinary, n - 1).n_clusters == n - 1); }
+  SUBCASE("no cluster asked for") { CHECK(check(ordinary, 0).n_clusters == 1); }
+  SUBCASE("all keys equal") {
+    CHECK(check(std::vector<float>(n * dim, 0.37F), 13).n_clusters == 1);
+  }
+  SUBCASE("all keys zero") { CHECK(check(std::vector<float>(n * dim, 0.0F), 13).n_clusters == 1); }
+  SUBCASE("positive and negative zeros") {
+    std::vector<float> keys(n * dim, 0.0F);
+    for (std::size_t i = 0; i < keys.size(); i += 3) {
+      keys[i] = -0.0F;
+    }
+    CHECK(check(keys, 13).n_clusters == 1);
+  }
+  SUBCASE("denormals") {
+    std::vector<float> keys(n * dim);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      keys[i] = std::copysign(1e-42F, ordinary[i]);
+    }
+    CHECK(check(keys, 13).n_clusters == 13);
+  }
+  SUBCASE("the largest floats") {
+    std::vector<float> keys(n * dim);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      keys[i] = std::copysign(std::numeric_limits<float>::max(), ordinary[i]);
+    }
+    CHECK(check(keys, 13).n_clusters == 13);
+  }
+  SUBCASE("one huge outlier is alone and leaves the rest as it was") {
+    std::vector<float> keys = ordinary;
+    for (std::size_t i = 0; i < dim; ++i) {
+      keys[17 * dim + i] = i % 2 == 0 ? 1e30F : -1e30F;
+    }
+    CHECK(check(keys, 13).n_clusters >= 1);
+  }
+  SUBCASE("a mixture of zeros, denormals, ordinary and huge keys") {
+    std::vector<float> keys = ordinary;
+    const float factors[] = {0.0F, 1e-42F, 1.0F, 1e-20F, 1e20F, 1e37F};
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      keys[i] *= factors[i / dim % 6];
+    }
+    CHECK(check(keys, 13).n_clusters >= 1);
+  }
+  SUBCASE("seven distinct keys, thirteen clusters asked for: seven, each of one key") {
+    std::vector<float> keys(n * dim);
+    std::vector<std::uint32_t> label(n);
+    for (std::size_t t = 0; t < n; ++t) {
+      label[t] = static_cast<std::uint32_t>(t % 7);
+      std::copy_n(&ordinary[label[t] * dim], dim, &keys[t * dim]);
+    }
+    const clustering made = check(keys, 13);
+    CHECK(made.n_clusters == 7);
+    CHECK(same_partition(made.assignment, label));
+  }
+  SUBCASE("seeds that coincide: empty clusters are repaired") {
+    // every seed is the same key; everything else lies between them
+    std::vector<float> keys = ordinary;
+    for (std::size_t c = 0; c < 20; ++c) {
+      std::copy_n(&ordinary[0], dim, &keys[(2 * c + 1) * n / 40 * dim]);
+    }
+    CHECK(check(keys, 20).n_clusters == 20);
+  }
+  SUBCASE("all keys on one line") {
+    std::vector<float> keys(n * dim);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      keys[i] = ordinary[i % dim] * static_cast<float>(1 + i / dim);
+    }
+    CHECK(check(keys, 13).n_clusters >= 1);
+  }
+}
+
+TEST_CASE("query-metric k-means: a metric of another key_dim is refused") {
+  clustering_scratch scratch;
+  const std::vector<float> keys = normal_rows(100, 16, 81);
+  const std::vector<float> queries = normal_rows(10, 8, 82);
+  query_metric metric(8);
+  metric.add(wavekv::nhd<const float>(queries.data(), 10, 1, 8));
+  cluster_request request = request_of(keys, 16, 7);
+  request.metric = &metric;
+  std::vector<std::uint32_t> assignment(100);
+  CHECK_THROWS_AS((void)query_metric_kmeans<5>{}.cluster(request, assignment, scratch),
+                  wavekv::shape_error);
+}
+
+TEST_CASE("spherical k-means: mean cosine on normal data, 8192 x 128 -> 512, is not below faiss's "
+          "0.397") {
+  clustering_scratch scratch;
+  const std::vector<float> keys = normal_rows(8192, 128, 91);
+  const clustering made = run(spherical_kmeans<10>{}, request_of(keys, 128, 512), scratch);
+  CHECK(made.n_clusters == 512);
+  CHECK(mean_cosine(keys, 128, made.assignment, made.n_clusters) >= 0.397);
+}
