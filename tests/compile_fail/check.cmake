@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #
 # cmake -DCOMPILER= -DSOURCE= -DINCLUDES= -DDEFINITIONS= -P check.cmake; see CMakeLists.txt.
+cmake_minimum_required(VERSION 3.25)
 set(flags -std=c++20 -fsyntax-only -w) # warnings are other tests' business
+list(REMOVE_ITEM INCLUDES "")
 foreach(directory IN LISTS INCLUDES)
   list(APPEND flags "-I${directory}")
 endforeach()

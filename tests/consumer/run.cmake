@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #
 # Copies outside/ away, configures, builds and runs it; see CMakeLists.txt for the arguments.
+cmake_minimum_required(VERSION 3.25)
+
 function(must)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result)
   if(NOT result EQUAL 0)
