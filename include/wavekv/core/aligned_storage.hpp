@@ -24,10 +24,11 @@ namespace wavekv {
 /// a step touches runs of 4 KB all over the index, and page walks cost more than the reads otherwise.
 template <class T>
 class aligned_storage {
-  static_assert(std::is_trivially_copyable_v<T>, "aligned_storage holds trivially copyable elements only");
+  static_assert(std::is_trivially_copyable_v<T>,
+                "aligned_storage holds trivially copyable elements only");
 
  public:
-  static constexpr std::size_t alignment = 64;                    ///< a cache line and the widest SIMD vector
+  static constexpr std::size_t alignment = 64;  ///< a cache line and the widest SIMD vector
   static constexpr std::size_t huge_page_bytes = 2U * 1024U * 1024U;
 
   aligned_storage() = default;
@@ -47,7 +48,8 @@ class aligned_storage {
     data_.get_deleter().align = align;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (huge) {
-      (void)madvise(data_.get(), bytes, MADV_HUGEPAGE);  // advice only: smaller pages are correct, too
+      (void)madvise(data_.get(), bytes,
+                    MADV_HUGEPAGE);  // advice only: smaller pages are correct, too
     }
 #endif
   }

@@ -37,7 +37,8 @@ struct geometry {
   void validate() const {
     const auto positive = [](const char* name, std::size_t value, std::size_t most) {
       if (value < 1 || value > most) {
-        throw config_error(detail::message("geometry: ", name, " is ", value, "; allowed: 1 to ", most));
+        throw config_error(
+            detail::message("geometry: ", name, " is ", value, "; allowed: 1 to ", most));
       }
     };
     positive("n_layers", n_layers, 1U << 16U);
@@ -47,24 +48,28 @@ struct geometry {
     positive("value_dim", value_dim, 1U << 14U);
     if (n_query_heads % n_kv_heads != 0) {
       throw config_error(detail::message("geometry: n_query_heads is ", n_query_heads,
-                                         "; allowed: a multiple of n_kv_heads, which is ", n_kv_heads));
+                                         "; allowed: a multiple of n_kv_heads, which is ",
+                                         n_kv_heads));
     }
     if (!std::isfinite(scale) || scale < 0.0F) {
-      throw config_error(detail::message("geometry: scale is ", scale,
-                                         "; allowed: 0 (for 1/sqrt(key_dim)) or a finite positive number"));
+      throw config_error(
+          detail::message("geometry: scale is ", scale,
+                          "; allowed: 0 (for 1/sqrt(key_dim)) or a finite positive number"));
     }
     if (!std::isfinite(logit_softcap) || logit_softcap < 0.0F) {
       throw config_error(detail::message("geometry: logit_softcap is ", logit_softcap,
                                          "; allowed: 0 (none) or a finite positive number"));
     }
     if (!sink_logits.empty() && sink_logits.size() != n_layers * n_query_heads) {
-      throw config_error(detail::message("geometry: sink_logits has ", sink_logits.size(),
-                                         " elements; allowed: 0 or n_layers * n_query_heads, which is ",
-                                         n_layers * n_query_heads));
+      throw config_error(
+          detail::message("geometry: sink_logits has ", sink_logits.size(),
+                          " elements; allowed: 0 or n_layers * n_query_heads, which is ",
+                          n_layers * n_query_heads));
     }
     for (const float logit : sink_logits) {
       if (!std::isfinite(logit)) {
-        throw config_error(detail::message("geometry: sink_logits holds ", logit, "; allowed: finite numbers"));
+        throw config_error(
+            detail::message("geometry: sink_logits holds ", logit, "; allowed: finite numbers"));
       }
     }
   }

@@ -13,8 +13,8 @@ namespace wavekv {
 /// @brief Names one sequence of one cache. A released sequence's id never becomes valid again: a slot
 /// is reused under a new generation.
 struct sequence_id {
-  std::uint32_t slot = UINT32_MAX;      ///< place in the cache's table
-  std::uint32_t generation = 0;         ///< how often that place was used before
+  std::uint32_t slot = UINT32_MAX;  ///< place in the cache's table
+  std::uint32_t generation = 0;     ///< how often that place was used before
   friend constexpr auto operator<=>(sequence_id, sequence_id) = default;
 };
 

@@ -85,7 +85,8 @@ struct scalar_traits<f16> {
     if (magnitude >= 0x477F'F000U) {  // rounds to 65520 or more: infinity
       return {static_cast<std::uint16_t>(sign | 0x7C00U)};
     }
-    if (magnitude < 0x3880'0000U) {  // below 2^-14: adding 0.5 lets the float adder round to units of 2^-24
+    if (magnitude <
+        0x3880'0000U) {  // below 2^-14: adding 0.5 lets the float adder round to units of 2^-24
       const float shifted = std::bit_cast<float>(magnitude) + 0.5F;
       const auto units = std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(0.5F);
       return {static_cast<std::uint16_t>(sign | units)};

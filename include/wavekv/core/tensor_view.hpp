@@ -45,7 +45,8 @@ class tensor_view {
   /// @brief A view to const from a view to non-const of the same space.
   template <class U>
     requires std::is_same_v<const U, T>
-  constexpr tensor_view(tensor_view<U, Rank, Space> other) noexcept  // NOLINT(google-explicit-constructor)
+  constexpr tensor_view(
+      tensor_view<U, Rank, Space> other) noexcept  // NOLINT(google-explicit-constructor)
       : data_(other.data()), extents_(other.extents()), strides_(other.strides()) {}
 
   [[nodiscard]] constexpr T* data() const noexcept { return data_; }
@@ -81,13 +82,15 @@ class tensor_view {
 
 /// @brief A view of packed memory laid out [token, head, dim].
 template <class T>
-constexpr tensor_view<T, 3> nhd(T* data, std::size_t n_tokens, std::size_t n_heads, std::size_t dim) noexcept {
+constexpr tensor_view<T, 3> nhd(T* data, std::size_t n_tokens, std::size_t n_heads,
+                                std::size_t dim) noexcept {
   return {data, {n_tokens, n_heads, dim}};
 }
 
 /// @brief A view of packed memory laid out [head, token, dim]; indexed (token, head, dim) as every view.
 template <class T>
-constexpr tensor_view<T, 3> hnd(T* data, std::size_t n_heads, std::size_t n_tokens, std::size_t dim) noexcept {
+constexpr tensor_view<T, 3> hnd(T* data, std::size_t n_heads, std::size_t n_tokens,
+                                std::size_t dim) noexcept {
   return {data, {n_tokens, n_heads, dim}, {dim, n_tokens * dim, 1}};
 }
 

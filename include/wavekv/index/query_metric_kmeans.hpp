@@ -32,6 +32,7 @@ template <int Iterations = 5>
 struct query_metric_kmeans {
   static_assert(Iterations >= 1, "query_metric_kmeans: Iterations must be at least 1");
   static constexpr int n_iterations = Iterations;  ///< assignments made
+  static constexpr bool uses_queries = true;       ///< the cache gathers a query_metric for it
 
   /// @brief Weight of the values against the keys, in standard deviations. Measured on six heads of a
   /// trained transformer, 131,072 tokens: ½ lowered the output's error by up to a third; 1 was worse.

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <wavekv/core/errors.hpp>
+#include <wavekv/index/concepts.hpp>
+
+namespace wavekv {
+
+/// @brief Run-time choices of one cache.
+/// @tparam Bound     the cache's default estimation bound
+/// @tparam Executor  who runs the tasks
+template <class Bound, class Executor>
+struct cache_options {
+  std::size_t sink_tokens = 4;  ///< first tokens of a sequence, always read exactly
+  std::size_t window_tokens =
+      64;                  ///< newest tokens, always read exactly; also the most a query may trail
+  Bound bound{};           ///< used by attend unless the call names another
+  Executor executor{};     ///< runs the tasks
+  std::uint64_t seed = 0;  ///< of everything that is sampled
+  std::size_t max_sequences = 65536;  ///< sequences alive at once, at least 1
+  std::size_t max_tokens = std::size_t{1}
+                           << 31U;  ///< tokens a sequence may hold per layer, at least 1
+
+  /// @brief Checks every field.  @throw config_error
+  void validate() const {
+    if (window_tokens < 1 || window_tokens > (std::size_t{1} << 20U)) {
+      throw config_error(detail::message("cache_options: window_tokens is ", window_tokens,
+                                         "; allowed: 1 to 1048576"));
+    }
+    if (sink_tokens > (std::size_t{1} << 20U)) {
+      throw config_error(detail::message("cache_options: sink_tokens is ", sink_tokens,
+                                         "; allowed: 0 to 1048576"));
+    }
+    if (max_sequences < 1 || max_sequences > UINT32_MAX - 1) {
+      throw config_error(detail::message("cache_options: max_sequences is ", max_sequences,
+                                         "; allowed: 1 to ", UINT32_MAX - 1));
+    }
+    if (max_tokens < 1 || max_tokens > UINT32_MAX) {
+      throw config_error(detail::message("cache_options: max_tokens is ", max_tokens,
+                                         "; allowed: 1 to ", UINT32_MAX));
+    }
+    detail::validate_bound(bound);
+  }
+};
+
+/// @brief The paper's parameters, for parity: flat index, spherical k-means with 10 iterations, fixed
+/// budgets. Give it as the Index of a kv_cache. (The block cache of 5 % belongs to the tiered buffer.)
+/// Source: RetroInfer, arXiv 2505.02922, sections 4 and 5.
+}  // namespace wavekv

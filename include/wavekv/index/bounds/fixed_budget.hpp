@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+
+#include <wavekv/core/errors.hpp>
+#include <wavekv/index/detail/select.hpp>
+#include <wavekv/index/frontier.hpp>
+
+namespace wavekv {
+
+/// @brief The paper's rule: fixed fractions of the clusters are read and estimated, the rest is dropped.
+///
+/// Clusters are ranked by their share per token, that is by the nearness of the centroid to the query.
+/// On a tree, coarse nodes compete for retrieve + estimate of the nodes; what is not opened is dropped.
+/// The dropped share of the softmax mass is reported in step_stats::dropped_mass.
+/// Models estimation_bound. Complexity: O(n_nodes) a level.
+/// Source: RetroInfer, arXiv 2505.02922, section 4.2 (tripartite attention; 1.8 % and 23.2 %).
+/// @tparam Ranking  rank_by_sum (the paper's) or rank_by_max
+template <class Ranking = rank_by_sum>
+struct basic_fixed_budget {
+  using ranking = Ranking;
+  static constexpr bool drops = true;
+
+  float retrieve = 0.018F;  ///< fraction of the clusters that is read, 0 to 1
+  float estimate = 0.232F;  ///< fraction of the clusters that is estimated, 0 to 1
+
+  /// @brief Checks both fractions.  @throw config_error
+  void validate() const {
+    if (!(retrieve >= 0.0F && estimate >= 0.0F && retrieve + estimate <= 1.0F + 1e-6F)) {
+      throw config_error(detail::message("fixed_budget: retrieve is ", retrieve,
+                                         " and estimate is ", estimate,
+                                         "; allowed: both at least 0, together at most 1"));
+    }
+  }
+
+  void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
+    const auto nearness = [&](std::size_t i) { return nodes.share()[i] / nodes.size()[i]; };
+    const auto n_of = [&](float fraction, std::size_t n) {
+      return std::min(static_cast<std::size_t>(std::ceil(fraction * static_cast<float>(n))),
+                      nodes.n_nodes);
+    };
+    std::ranges::fill(zones, zone::dropped);
+    if (nodes.level > 0) {
+      detail::for_largest(nodes.n_nodes, n_of(retrieve + estimate, nodes.n_nodes), nearness,
+                          [&](std::size_t i) { zones[i] = zone::retrieval; });
+      return;
+    }
+    detail::for_largest(nodes.n_nodes, n_of(retrieve + estimate, nodes.n_clusters), nearness,
+                        [&](std::size_t i) { zones[i] = zone::estimation; });
+    detail::for_largest(nodes.n_nodes, n_of(retrieve, nodes.n_clusters), nearness,
+                        [&](std::size_t i) { zones[i] = zone::retrieval; });
+  }
+};
+
+/// @brief The paper's rule with the paper's ranking.
+using fixed_budget = basic_fixed_budget<>;
+
+}  // namespace wavekv

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+
+#include <wavekv/core/errors.hpp>
+#include <wavekv/index/bounds/error_bound.hpp>
+#include <wavekv/index/frontier.hpp>
+
+namespace wavekv {
+
+/// @brief Plans as error_bound does, then checks the answer against tokens sampled from what was not
+/// read, and goes on until the sampled relative error of every query head is at most epsilon at
+/// confidence 1 - delta; ends in exact attention if it must. Nothing is trained, nothing is dropped.
+///
+/// The check draws n tokens from the estimated nodes with probability ∝ size · e^(logit of the centroid)
+/// · √(e^σ² - 1) and averages the residual of each, importance weighted: an unbiased estimate of the
+/// output's error. Added to its norm are as many of its standard errors (along its own direction) as the
+/// normal distribution asks for delta.
+/// Models verifying_bound.
+/// @tparam Ranking  as in error_bound
+template <class Ranking = rank_by_max>
+struct verified_bound {
+  using ranking = Ranking;
+
+  float epsilon = 0.05F;  ///< relative error of the output to keep, above 0
+  float delta =
+      0.05F;  ///< share of (step, query head) pairs that may miss it, 0 to 0.5, both excluded
+  std::size_t samples = 256;    ///< tokens drawn per check and query group, at least 8
+  int rounds = 4;               ///< plans tried before everything is read, at least 1
+  error_bound<Ranking> rule{};  ///< how the plans are made; its epsilon is the first round's target
+
+  /// @brief Checks every member.  @throw config_error
+  void validate() const {
+    if (!(epsilon > 0.0F) || !std::isfinite(epsilon)) {
+      throw config_error(
+          detail::message("verified_bound: epsilon is ", epsilon, "; allowed: finite and above 0"));
+    }
+    if (!(delta > 0.0F && delta < 0.5F)) {
+      throw config_error(
+          detail::message("verified_bound: delta is ", delta, "; allowed: above 0, below 0.5"));
+    }
+    if (samples < 8) {
+      throw config_error(
+          detail::message("verified_bound: samples is ", samples, "; allowed: 8 or more"));
+    }
+    if (rounds < 1) {
+      throw config_error(
+          detail::message("verified_bound: rounds is ", rounds, "; allowed: 1 or more"));
+    }
+    rule.validate();
+  }
+
+  void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
+    rule.plan(nodes, zones);
+  }
+
+  [[nodiscard]] std::size_t n_samples() const noexcept { return samples; }
+  [[nodiscard]] int max_rounds() const noexcept { return rounds; }
+  [[nodiscard]] bool meets(float /*predicted_error*/) const noexcept {
+    return true;
+  }  // the check decides
+  [[nodiscard]] bool accepts(float sampled_error) const noexcept {
+    return sampled_error <= epsilon;
+  }
+
+  /// @brief The one-sided normal quantile of 1 - delta (Abramowitz and Stegun 26.2.23, error below 4.5e-4).
+  [[nodiscard]] float confidence_deviations() const noexcept {
+    const float t = std::sqrt(-2.0F * std::log(delta));
+    return t - (2.515517F + t * (0.802853F + t * 0.010328F)) /
+                   (1.0F + t * (1.432788F + t * (0.189269F + t * 0.001308F)));
+  }
+
+  /// @brief The bound of the next round: its target shrinks to 0.4 of this one's and its caps grow by 4, so
+  /// that the last round before exact attention may read much of the index. A fixed schedule, so that an
+  /// answer depends on its own query alone.
+  [[nodiscard]] verified_bound tightened() const noexcept {
+    verified_bound next = *this;
+    next.rule.epsilon *= 0.4F;
+    next.rule.max_open = std::min(1.0F, 4.0F * rule.max_open);
+    next.rule.max_read = std::min(1.0F, 4.0F * rule.max_read);
+    next.rule.free_tokens = 4 * rule.free_tokens;
+    return next;
+  }
+};
+
+}  // namespace wavekv

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+/// @file frontier.hpp
+/// @brief What an estimation bound sees of a search, and the zones it answers with.
+
+namespace wavekv {
+
+/// @brief What becomes of one node of a cluster tree in one step.
+enum class zone : std::uint8_t {
+  estimation,  ///< taken through its summary
+  retrieval,  ///< a cluster: its tokens are read exactly; a coarse node: opened, its children are judged next
+  dropped,  ///< left out of the result; its mass is reported
+};
+
+/// @brief The nodes of one tree level that await a verdict, over all segments, for one query group.
+///
+/// All numbers come from summaries alone. Arrays have one entry per node; those of a query head g lie at
+/// `share(g)` and `error(g)`, their reduction over the group (the bound's `ranking`) at `share()` and
+/// `error()`. A frontier is a view: valid only during the call that got it.
+struct frontier {
+  std::size_t level = 0;       ///< 0: clusters, whose children are tokens; above: coarser levels
+  std::size_t n_nodes = 0;     ///< nodes on this frontier
+  std::size_t group_size = 1;  ///< query heads judged together
+  std::size_t n_clusters = 0;  ///< clusters (level 0) in the whole index of this head
+  std::size_t n_tokens = 0;    ///< tokens in the whole index of this head
+  std::size_t n_steady_tokens =
+      0;  ///< tokens of the steady zone, read exactly whatever the verdict
+
+  const float* size_data = nullptr;          ///< [n_nodes]
+  const float* share_data = nullptr;         ///< [group_size, n_nodes]
+  const float* error_data = nullptr;         ///< [group_size, n_nodes]
+  const float* ranked_share_data = nullptr;  ///< [n_nodes]
+  const float* ranked_error_data = nullptr;  ///< [n_nodes]
+  const float* settled_data = nullptr;       ///< [group_size]
+
+  /// @brief Tokens under each node.
+  [[nodiscard]] std::span<const float> size() const noexcept { return {size_data, n_nodes}; }
+
+  /// @brief Estimated share of each node in query head g's softmax, of everything (steady zone included).
+  [[nodiscard]] std::span<const float> share(std::size_t g) const noexcept {
+    return {share_data + g * n_nodes, n_nodes};
+  }
+
+  /// @brief Expected error of head g's output, relative to that output's norm, if the node is estimated.
+  [[nodiscard]] std::span<const float> error(std::size_t g) const noexcept {
+    return {error_data + g * n_nodes, n_nodes};
+  }
+
+  /// @brief share(g) reduced over the group.
+  [[nodiscard]] std::span<const float> share() const noexcept {
+    return {ranked_share_data, n_nodes};
+  }
+
+  /// @brief error(g) reduced over the group.
+  [[nodiscard]] std::span<const float> error() const noexcept {
+    return {ranked_error_data, n_nodes};
+  }
+
+  /// @brief Sum of squared errors, per query head, of nodes that coarser levels left in the estimation zone.
+  [[nodiscard]] std::span<const float> settled_squared_error() const noexcept {
+    return {settled_data, group_size};
+  }
+};
+
+/// @brief Group ranking: a node is as important as it is to the head that needs it most.
+struct rank_by_max {
+  static constexpr float combine(float a, float b) noexcept { return a > b ? a : b; }
+};
+
+/// @brief Group ranking: the heads' numbers are added (the paper's; it can hide one head's spike).
+struct rank_by_sum {
+  static constexpr float combine(float a, float b) noexcept { return a + b; }
+};
+
+}  // namespace wavekv

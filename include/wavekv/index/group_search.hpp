@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <wavekv/attention/exact.hpp>
+#include <wavekv/attention/partial_softmax.hpp>
+#include <wavekv/buffer/wave_buffer.hpp>
+#include <wavekv/cache/statistics.hpp>
+#include <wavekv/cache/token_rows.hpp>
+#include <wavekv/index/concepts.hpp>
+#include <wavekv/index/frontier.hpp>
+#include <wavekv/index/segment.hpp>
+
+/// @file group_search.hpp
+/// @brief One query group's way through the index: score, plan, look up, attend, merge.
+
+namespace wavekv {
+
+/// @brief A partial softmax over memory of n_queries · (value_dim + 2) floats.
+inline partial_softmax_view view_partial(float* memory, std::size_t n_queries,
+                                         std::size_t value_dim) noexcept {
+  return {memory, memory + n_queries, memory + 2 * n_queries, n_queries, value_dim, value_dim};
+}
+
+/// @brief What a search is about: one query token's query heads of one KV head, and what they may see.
+/// Views only.
+template <scalar T, class Handle>
+struct search_input {
+  std::span<const std::shared_ptr<const segment<T, Handle>>> segments;
+  const token_rows<T>* sink = nullptr;
+  const token_rows<T>* tail = nullptr;
+  std::size_t n_visible_sink = 0;  ///< sink tokens up to and including the query's own
+  std::size_t n_visible_tail = 0;  ///< tail tokens up to and including the query's own
+  std::size_t head = 0;            ///< KV head
+  std::size_t group_size = 1;
+  std::size_t key_dim = 0;
+  std::size_t value_dim = 0;
+  float softcap = 0.0F;
+  const float* queries = nullptr;  ///< [group_size, key_dim], times the logit scale
+};
+
+/// @brief The state of one search, reused from step to step so that a step allocates nothing.
+///
+/// The work falls into *parts* (runs of the steady zone, then segments) that may be done by different
+/// threads; each part has a partial softmax of its own, and they are merged in order of the parts, so
+/// that the result does not depend on who did what. The stages, in order:
+///
+///   begin → scan(part)… → { plan → descend(part)… } per level → read(part)… → merge
+///
+/// scan estimates the top level *while* it scores it: what is opened later is subtracted again (by Jensen
+/// the exact mass of a cluster is at least its estimate, so that the subtraction loses no digits that count).
+template <scalar T, class Buffer>
+class group_search {
+ public:
+  using reader_type = block_reader<T, Buffer>;
+  using handle = typename reader_type::handle;
+  using input_type = search_input<T, handle>;
+  using lane_type = typename reader_type::lane_type;
+
+  /// @brief One tree level's frontier: columns in segment order, families whole.
+  struct level_state {
+    std::size_t n_nodes = 0;
+    std::vector<std::size_t> offset;   ///< [n_segments + 1] columns of each segment
+    std::vector<std::uint32_t> node;   ///< [n_nodes] node id in its segment
+    std::vector<const T*> value_mean;  ///< [n_nodes]
+    std::vector<float> size;           ///< [n_nodes]
+    std::vector<float> dispersion;     ///< [n_nodes]
+    std::vector<float> logits;         ///< [group_size, n_nodes]
+    std::vector<float> share;          ///< [group_size, n_nodes]
+    std::vector<float> error;          ///< [group_size, n_nodes]
+    std::vector<float> ranked_share;   ///< [n_nodes]
+    std::vector<float> ranked_error;   ///< [n_nodes]
+    std::vector<zone> zones;           ///< [n_nodes]
+  };
+
+  /// @brief Steady-zone tokens that one part covers.
+  static constexpr std::size_t steady_part_tokens = 1024;
+
+  /// @brief Takes a new input. Complexity: O(parts). Allocates: only while the state grows.
+  void begin(const input_type& input) {
+    input_ = input;
+    n_steady_parts_ = (n_steady_tokens() + steady_part_tokens - 1) / steady_part_tokens;
+    partials_.resize(n_parts() * partial_floats());
+    part_stats_.assign(n_parts(), step_stats{});
+    for (std::size_t part = 0; part < n_parts(); ++part) {
+      reset(partial(part));
+    }
+    query_norms_.resize(input_.group_size);
+    for (std::size_t g = 0; g < input_.group_size; ++g) {
+      const float* q = input_.queries + g * input_.key_dim;
+      float squared = 0.0F;
+      for (std::size_t i = 0; i < input_.key_dim; ++i) {
+        squared += q[i] * q[i];
+      }
+      query_norms_[g] = squared;
+    }
+    settled_.assign(input_.group_size, 0.0);
+    dropped_.assign(input_.group_size, 0.0F);
+    n_levels_ = 0;
+    n_tokens_ = 0;
+    n_clusters_ = 0;
+    for (const auto& segment : input_.segments) {
+      n_levels_ = std::max(n_levels_, segment->n_levels());
+      n_tokens_ += segment->n_tokens();
+      n_clusters_ += segment->head(input_.head).levels[0].n_nodes;
+    }
+    stats_ = {};
+    stats_.groups = 1;
+    stats_.rounds = 1;
+    stats_.tokens_held = n_steady_tokens() + n_tokens_;
+    stats_.tokens_read = n_steady_tokens();
+    stats_.bytes_read = n_steady_tokens() * row_bytes();
+  }
+
+  [[nodiscard]] std::size_t n_parts() const noexcept {
+    return n_steady_parts_ + input_.segments.size();
+  }
+  [[nodiscard]] std::size_t n_levels() const noexcept { return n_levels_; }
+
+  /// @brief Reads every token of the part. The whole search of a bound that reads everything.
+  void scan_all(std::size_t part, reader_type& reader, lane_type& lane,
+                std::vector<block>& blocks) {
+    if (part < n_steady_parts_) {
+      attend_steady(part);
+      return;
+    }
+    const auto& segment = *input_.segments[part - n_steady_parts_];
+    const std::uint32_t n_clusters = segment.head(input_.head).levels[0].n_nodes;
+    blocks.clear();
+    for (std::uint32_t cluster = 0; cluster < n_clusters; ++cluster) {
+      blocks.push_back(segment.cluster_block(input_.head, cluster));
+    }
+    read_blocks(part, reader, lane, blocks, [] {});
+  }
+
+  /// @brief Reserves the frontier of the top level. Comes before scan of a bound that plans.
+  void open_top() {
+    level_state& top = levels_[n_levels_ == 0 ? 0 : n_levels_ - 1];
+    top.offset.assign(1, 0);
+    for (const auto& segment : input_.segments) {
+      top.offset.push_back(top.offset.back() +
+                           segment->head(input_.head).levels[segment->n_levels() - 1].n_nodes);
+    }
+    resize(top);
+  }
+
+  /// @brief Attends the part's steady tokens, or scores and estimates the top level of its segment.
+  /// @tparam Accumulate  false for bounds that drop: estimates are then added once it is known which stay
+  template <bool Accumulate>
+  void scan(std::size_t part) {
+    if (part < n_steady_parts_) {
+      attend_steady(part);
+      return;
+    }
+    const std::size_t s = part - n_steady_parts_;
+    const std::size_t level = n_levels_ - 1;
+    const std::uint32_t n_nodes = input_.segments[s]->head(input_.head).levels[level].n_nodes;
+    score_family<Accumulate>(part, level, 0, n_nodes, levels_[level].offset[s]);
+  }
+
+  /// @brief Asks the bound about one level's frontier and lays out the next one.
+  template <class Bound>
+  void plan(std::size_t level, const Bound& bound) {
+    level_state& state = levels_[level];
+    if (state.n_nodes == 0) {
+      close(level);
+      return;
+    }
+    constexpr bool accumulated = !detail::drops<Bound>();
+    update_output<accumulated>(state);
+    fill_shares<detail::bound_ranking_t<Bound>>(state);
+    frontier nodes;
+    nodes.level = level;
+    nodes.n_nodes = state.n_nodes;
+    nodes.group_size = input_.group_size;
+    nodes.n_clusters = n_clusters_;
+    nodes.n_tokens = n_tokens_;
+    nodes.n_steady_tokens = n_steady_tokens();
+    nodes.size_data = state.size.data();
+    nodes.share_data = state.share.data();
+    nodes.error_data = state.error.data();
+    nodes.ranked_share_data = state.ranked_share.data();
+    nodes.ranked_error_data = state.ranked_error.data();
+    settled_float_.assign(settled_.begin(), settled_.end());
+    nodes.settled_data = settled_float_.data();
+    std::fill_n(state.zones.begin(), state.n_nodes, zone::estimation);
+    bound.plan(nodes, std::span<zone>(state.zones.data(), state.n_nodes));
+    settle(level);
+    close(level);
+  }
+
+  /// @brief Opens the part's nodes that the plan of `level` (above 0) chose, and estimates their children.
+  template <bool Accumulate>
+  void descend(std::size_t part, std::size_t level) {
+    if (part < n_steady_parts_) {
+      return;
+    }
+    const std::size_t s = part - n_steady_parts_;
+    const level_state& state = levels_[level];
+    correct_estimates<Accumulate>(part, level);
+    const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
+    std::size_t column = levels_[level - 1].offset[s];
+    for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
+      if (state.zones[i] == zone::retrieval) {
+        const std::uint32_t first = tree.first_child[state.node[i]];
+        const std::uint32_t last = tree.first_child[state.node[i] + 1];
+        score_family<Accumulate>(part, level - 1, first, last, column);
+        column += last - first;
+      }
+    }
+  }
+
+  /// @brief Reads the clusters of the part's retrieval zone; corrects the estimates while blocks travel.
+  template <bool Accumulate>
+  void read(std::size_t part, reader_type& reader, lane_type& lane, std::vector<block>& blocks) {
+    if (part < n_steady_parts_) {
+      return;
+    }
+    const std::size_t s = part - n_steady_parts_;
+    const level_state& state = levels_[0];
+    blocks.clear();
+    for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
+      if (state.zones[i] == zone::retrieval) {
+        blocks.push_back(input_.segments[s]->cluster_block(input_.head, state.node[i]));
+      }
+    }
+    read_blocks(part, reader, lane, blocks, [&] { correct_estimates<Accumulate>(part, 0); });
+  }
+
+  /// @brief Merges the parts, in their order, into `into`, which is reset first.
+  void merge(const partial_softmax_view& into) const {
+    reset(into);
+    for (std::size_t part = 0; part < n_parts(); ++part) {
+      wavekv::merge(into, partial(part));
+    }
+  }
+
+  /// @brief What the search did; valid after merge.
+  [[nodiscard]] step_stats stats() const {
+    step_stats sum = stats_;
+    for (const step_stats& part : part_stats_) {
+      sum += part;
+    }
+    for (std::size_t g = 0; g < input_.group_size; ++g) {
+      sum.predicted_error =
+          std::max(sum.predicted_error, static_cast<float>(std::sqrt(settled_[g])));
+      sum.dropped_mass = std::max(sum.dropped_mass, dropped_[g]);
+    }
+    return sum;
+  }
+
+  [[nodiscard]] const input_type& input() const noexcept { return input_; }
+  [[nodiscard]] const level_state& level(std::size_t l) const noexcept { return levels_[l]; }
+  [[nodiscard]] std::span<const float> squared_query_norms() const noexcept { return query_norms_; }
+  [[nodiscard]] step_stats& own_stats() noexcept { return stats_; }
+
+  /// @brief Variance of the logit inside a node: ‖scale·q‖²·dispersion, bounded so that e^σ² stays finite.
+  [[nodiscard]] float logit_variance(std::size_t g, float dispersion) const noexcept {
+    return std::min(query_norms_[g] * dispersion, 16.0F);
+  }
+
+ private:
+  [[nodiscard]] std::size_t n_steady_tokens() const noexcept {
+    return input_.n_visible_sink + input_.n_visible_tail;
+  }
+  [[nodiscard]] std::size_t row_bytes() const noexcept {
+    return (input_.key_dim + input_.value_dim) * sizeof(T);
+  }
+  [[nodiscard]] query_rows queries() const noexcept {
+    return {input_.queries, input_.group_size, input_.key_dim, input_.key_dim};
+  }
+  [[nodiscard]] std::size_t partial_floats() const noexcept {
+    return input_.group_size * (input_.value_dim + 2);
+  }
+  [[nodiscard]] partial_softmax_view partial(std::size_t part) const noexcept {
+    return view_partial(partials_.data() + part * partial_floats(), input_.group_size,
+                        input_.value_dim);
+  }
+
+  void resize(level_state& state) {
+    state.n_nodes = state.offset.back();
+    const std::size_t n = state.n_nodes;
+    const std::size_t grouped = n * input_.group_size;
+    const auto grow = [](auto& array, std::size_t size) {
+      if (array.size() < size) {
+        array.resize(size + size / 4);
+      }
+    };
+    grow(state.node, n);
+    grow(state.value_mean, n);
+    grow(state.size, n);
+    grow(state.dispersion, n);
+    grow(state.ranked_share, n);
+    grow(state.ranked_error, n);
+    grow(state.zones, n);
+    grow(state.logits, grouped);
+    grow(state.share, grouped);
+    grow(state.error, grouped);
+  }
+
+  void attend_steady(std::size_t part) {
+    const std::size_t first = part * steady_part_tokens;
+    const std::size_t last = std::min(first + steady_part_tokens, n_steady_tokens());
+    const std::size_t n_sink = input_.n_visible_sink;
+    const auto attend = [&](const token_rows<T>& rows, std::size_t from, std::size_t to) {
+      if (from < to) {
+        attend_rows(queries(), rows.keys(input_.head) + from * input_.key_dim,
+                    rows.values(input_.head) + from * input_.value_dim, to - from, input_.softcap,
+                    partial(part));
+      }
+    };
+    attend(*input_.sink, std::min(first, n_sink), std::min(last, n_sink));
+    attend(*input_.tail, std::max(first, n_sink) - n_sink, std::max(last, n_sink) - n_sink);
+  }
+
+  template <class Meanwhile>
+  void read_blocks(std::size_t part, reader_type& reader, lane_type& lane,
+                   const std::vector<block>& blocks, Meanwhile&& meanwhile) {
+    const auto& segment = *input_.segments[part - n_steady_parts_];
+    const std::size_t width = input_.key_dim + input_.value_dim;
+    step_stats& stats = part_stats_[part];
+    const read_counts counts = reader.read(
+        segment.rows(), blocks, lane,
+        [&](std::size_t i, const T* rows) {
+          const std::size_t n = blocks[i].n_elements / width;
+          attend_rows(queries(), rows, rows + n * input_.key_dim, n, input_.softcap, partial(part));
+          stats.tokens_read += n;
+          stats.bytes_read += n * row_bytes();
+        },
+        std::forward<Meanwhile>(meanwhile));
+    stats.clusters_read += blocks.size();
+    stats.hits += counts.hits;
+    stats.misses += counts.misses;
+    stats.bytes_moved += counts.bytes_moved;
+  }
+
+  // Scores the family [first, last) of one level into the frontier's columns from `column` on.
+  template <bool Accumulate>
+  void score_family(std::size_t part, std::size_t level, std::uint32_t first, std::uint32_t last,
+                    std::size_t column) {
+    level_state& state = levels_[level];
+    const tree_level<T>& tree =
+        input_.segments[part - n_steady_parts_]->head(input_.head).levels[level];
+    const std::size_t n = last - first;
+    const T* centroids = tree.rows + first * (input_.key_dim + input_.value_dim);
+    const T* value_means = centroids + n * input_.key_dim;
+    float* logits = state.logits.data() + column;
+    if constexpr (Accumulate) {
+      estimate_rows(queries(), centroids, value_means, tree.size + first, n, input_.softcap, logits,
+                    state.n_nodes, partial(part));
+    } else {
+      score_logits(queries(), centroids, n, input_.softcap, logits, state.n_nodes);
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      state.node[column + i] = first + static_cast<std::uint32_t>(i);
+      state.value_mean[column + i] = value_means + i * input_.value_dim;
+      state.size[column + i] = tree.size[first + i];
+      state.dispersion[column + i] = tree.dispersion[first + i];
+    }
+    part_stats_[part].summaries_read += n;
+    part_stats_[part].bytes_read += n * (row_bytes() + 2 * sizeof(float));
+  }
+
+  // The normaliser and the norm of the output as known so far, per query head.
+  template <bool Accumulated>
+  void update_output(const level_state& state) {
+    merged_.resize(partial_floats());
+    const partial_softmax_view all =
+        view_partial(merged_.data(), input_.group_size, input_.value_dim);
+    merge(all);
+    log_normalizer_.resize(input_.group_size);
+    output_norm_.resize(input_.group_size);
+    for (std::size_t g = 0; g < input_.group_size; ++g) {
+      double squared = 0.0;
+      for (std::size_t i = 0; i < input_.value_dim; ++i) {
+        const double x = static_cast<double>(all.numerator_of(g)[i]);
+        squared += x * x;
+      }
+      const float denominator = all.denominator[g];
+      output_norm_[g] =
+          denominator > 0.0F ? static_cast<float>(std::sqrt(squared)) / denominator : 0.0F;
+      log_normalizer_[g] = log_sum_exp(all, g);
+      if constexpr (!Accumulated) {
+        log_normalizer_[g] = log_sum(log_normalizer_[g], state, g);
+      }
+    }
+  }
+
+  static float log_sum(float start, const level_state& state, std::size_t g) {
+    const float* logits = state.logits.data() + g * state.n_nodes;
+    float largest = start;
+    for (std::size_t i = 0; i < state.n_nodes; ++i) {
+      largest = std::max(largest, logits[i]);
+    }
+    double sum = std::exp(static_cast<double>(start) - static_cast<double>(largest));
+    for (std::size_t i = 0; i < state.n_nodes; ++i) {
+      sum += static_cast<double>(state.size[i] * std::exp(logits[i] - largest));
+    }
+    return largest + static_cast<float>(std::log(sum));
+  }
+
+  template <class Ranking>
+  void fill_shares(level_state& state) {
+    const float spread = value_spread();
+    for (std::size_t g = 0; g < input_.group_size; ++g) {
+      const float* logits = state.logits.data() + g * state.n_nodes;
+      float* share = state.share.data() + g * state.n_nodes;
+      float* error = state.error.data() + g * state.n_nodes;
+      // How long a value's deviation is beside the output it disturbs; an output of length zero is
+      // measured by the values themselves.
+      const float relative = output_norm_[g] > 1e-6F * spread ? spread / output_norm_[g] : 1.0F;
+      shares_and_errors(logits, state.size.data(), state.dispersion.data(), state.n_nodes,
+                        log_normalizer_[g], query_norms_[g], relative, share, error);
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        state.ranked_share[i] =
+            g == 0 ? share[i] : Ranking::combine(state.ranked_share[i], share[i]);
+        state.ranked_error[i] =
+            g == 0 ? error[i] : Ranking::combine(state.ranked_error[i], error[i]);
+      }
+    }
+  }
+
+  void shares_and_errors(const float* logits, const float* size, const float* dispersion,
+                         std::size_t n, float log_normalizer, float query_norm, float relative,
+                         float* share, float* error) const {
+    for (std::size_t i = 0; i < n; ++i) {
+      share[i] = size[i] * std::exp(logits[i] - log_normalizer);
+      const float variance = std::min(query_norm * dispersion[i], 16.0F);
+      error[i] = relative * share[i] * std::expm1(0.5F * variance);
+    }
+  }
+
+  [[nodiscard]] float value_spread() const noexcept {
+    double squared = 0.0;
+    for (const auto& segment : input_.segments) {
+      const auto spread = static_cast<double>(segment->head(input_.head).value_spread);
+      squared += spread * spread * static_cast<double>(segment->n_tokens());
+    }
+    return static_cast<float>(
+        std::sqrt(squared / static_cast<double>(std::max<std::size_t>(n_tokens_, 1))));
+  }
+
+  // Books what stays at this level: predicted error of the estimated, mass of the dropped.
+  void settle(std::size_t level) {
+    const level_state& state = levels_[level];
+    for (std::size_t i = 0; i < state.n_nodes; ++i) {
+      stats_.clusters_estimated += state.zones[i] == zone::estimation ? 1 : 0;
+      stats_.clusters_dropped += state.zones[i] == zone::dropped ? 1 : 0;
+    }
+    for (std::size_t g = 0; g < input_.group_size; ++g) {
+      const float* error = state.error.data() + g * state.n_nodes;
+      const float* share = state.share.data() + g * state.n_nodes;
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        if (state.zones[i] == zone::estimation) {
+          settled_[g] += static_cast<double>(error[i]) * static_cast<double>(error[i]);
+        } else if (state.zones[i] == zone::dropped) {
+          dropped_[g] += share[i];
+        }
+      }
+    }
+  }
+
+  // Lays out the frontier below: the children of all opened nodes, in segment order.
+  void close(std::size_t level) {
+    if (level == 0) {
+      return;
+    }
+    const level_state& state = levels_[level];
+    level_state& below = levels_[level - 1];
+    below.offset.assign(1, 0);
+    for (std::size_t s = 0; s < input_.segments.size(); ++s) {
+      const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
+      std::size_t n = below.offset.back();
+      for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
+        if (state.zones[i] == zone::retrieval) {
+          n += tree.first_child[state.node[i] + 1] - tree.first_child[state.node[i]];
+        }
+      }
+      below.offset.push_back(n);
+    }
+    resize(below);
+  }
+
+  // Accumulated estimates: takes those of opened nodes out. Otherwise: adds those of the estimation zone.
+  template <bool Accumulated>
+  void correct_estimates(std::size_t part, std::size_t level) {
+    const std::size_t s = part - n_steady_parts_;
+    const level_state& state = levels_[level];
+    const partial_softmax_view sum = partial(part);
+    constexpr zone wanted = Accumulated ? zone::retrieval : zone::estimation;
+    for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
+      if (state.zones[i] != wanted) {
+        continue;
+      }
+      accumulate_rows(state.logits.data() + i, state.n_nodes, state.size.data() + i,
+                      state.value_mean[i], 1,
+                      Accumulated ? accumulation::subtract : accumulation::add, sum);
+    }
+  }
+
+  input_type input_{};
+  std::size_t n_steady_parts_ = 0;
+  std::size_t n_levels_ = 0;
+  std::size_t n_tokens_ = 0;
+  std::size_t n_clusters_ = 0;
+  std::array<level_state, max_tree_levels> levels_;
+  mutable std::vector<float> partials_;
+  std::vector<float> merged_;
+  std::vector<float> query_norms_;
+  std::vector<float> log_normalizer_;
+  std::vector<float> output_norm_;
+  std::vector<double> settled_;
+  std::vector<float> settled_float_;
+  std::vector<float> dropped_;
+  std::vector<step_stats> part_stats_;
+  step_stats stats_;
+};
+
+}  // namespace wavekv

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <wavekv/cache/token_rows.hpp>
+#include <wavekv/core/scalar.hpp>
+#include <wavekv/cpu/executor.hpp>
+#include <wavekv/cpu/simd.hpp>
+#include <wavekv/index/cluster_tree_builder.hpp>
+#include <wavekv/index/query_metric.hpp>
+#include <wavekv/index/segment.hpp>
+
+/// @file sealer.hpp
+/// @brief Turns runs of tokens into sealed segments: clusters every KV head and lays rows out in tree order.
+
+namespace wavekv {
+
+/// @brief A run of tokens to seal.
+struct seal_run {
+  std::size_t first_token = 0;  ///< position in the sequence
+  std::size_t first_row = 0;    ///< place in the rows that are sealed from
+  std::size_t n_tokens = 0;     ///< 1 to 65,536
+};
+
+/// @brief Makes segments from token rows. Work splits over runs and KV heads.
+/// @tparam T        storage scalar
+/// @tparam Index    a wave_index
+/// @tparam Segment  the segment type made
+template <scalar T, class Index, class Segment>
+class sealer {
+ public:
+  using cluster_count_type = typename Index::cluster_count_type;
+  using clusterer_type = typename Index::clusterer_type;
+  static constexpr std::size_t n_levels = cluster_count_type::n_levels;
+
+  /// @brief Seals the runs. Nothing outside the result changes, whatever is thrown.
+  /// Complexity: that of the clusterer, per run and head. Allocates: the segments; scratch while it grows.
+  /// @param rows     keys and values of all runs; may reach beyond rows.size() to rows not committed yet
+  /// @param metrics  [n_kv_heads] or empty
+  /// @param keep     called as keep(aligned_storage<T>) for each segment's rows; returns the block store's handle
+  template <executor Executor, class Keep>
+  std::vector<std::shared_ptr<const Segment>> seal(const token_rows<T>& rows, std::size_t n_heads,
+                                                   std::size_t key_dim, std::size_t value_dim,
+                                                   std::span<const seal_run> runs,
+                                                   const clusterer_type& clusterer,
+                                                   std::span<const query_metric> metrics,
+                                                   Executor& executor, Keep&& keep) {
+    std::vector<typename Segment::parts> parts(runs.size());
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      parts[r].n_tokens = runs[r].n_tokens;
+      parts[r].n_levels = n_levels;
+      parts[r].heads.resize(n_heads);
+      parts[r].token_rows = aligned_storage<T>(n_heads * runs[r].n_tokens * (key_dim + value_dim));
+    }
+    if (workers_.size() < executor.concurrency()) {
+      workers_.resize(executor.concurrency());
+    }
+    executor.parallel_for(runs.size() * n_heads, [&](std::size_t task, std::size_t worker) {
+      const std::size_t r = task / n_heads;
+      const std::size_t head = task % n_heads;
+      seal_head(rows.keys(head) + runs[r].first_row * key_dim,
+                rows.values(head) + runs[r].first_row * value_dim, key_dim, value_dim, head,
+                clusterer, metrics.empty() ? nullptr : &metrics[head], parts[r], workers_[worker]);
+    });
+    std::vector<std::shared_ptr<const Segment>> segments;
+    segments.reserve(runs.size());
+    for (std::size_t r = 0; r < runs.size(); ++r) {
+      segments.push_back(std::make_shared<const Segment>(runs[r].first_token, key_dim, value_dim,
+                                                         std::move(parts[r]), keep));
+    }
+    return segments;
+  }
+
+ private:
+  struct worker_state {
+    clustering_scratch scratch;
+    cluster_tree tree;
+    std::vector<float> keys;
+    std::vector<float> values;
+  };
+
+  static void seal_head(const T* keys, const T* values, std::size_t key_dim, std::size_t value_dim,
+                        std::size_t head, const clusterer_type& clusterer,
+                        const query_metric* metric, typename Segment::parts& parts,
+                        worker_state& worker) {
+    const std::size_t n = parts.n_tokens;
+    worker.keys.resize(n * key_dim);
+    worker.values.resize(n * value_dim);
+    simd::to_float(worker.keys.data(), keys, n * key_dim);
+    simd::to_float(worker.values.data(), values, n * value_dim);
+    cluster_request request;
+    request.keys = worker.keys.data();
+    request.key_dim = key_dim;
+    request.values = worker.values.data();
+    request.value_dim = value_dim;
+    request.n_tokens = n;
+    request.metric = metric != nullptr && metric->known() ? metric : nullptr;
+    std::array<std::size_t, n_levels> tokens_per_node{};
+    for (std::size_t level = 0; level < n_levels; ++level) {
+      tokens_per_node[level] = cluster_count_type::tokens_at(level);
+    }
+    build_tree(request, clusterer, std::span<const std::size_t>(tokens_per_node), worker.scratch,
+               worker.tree);
+
+    auto& part = parts.heads[head];
+    part.order.assign(worker.tree.order.begin(), worker.tree.order.end());
+    part.value_spread = spread(worker.values, n, value_dim);
+    T* rows = parts.token_rows.data() + head * n * (key_dim + value_dim);
+    lay_out_tokens(keys, values, key_dim, value_dim, worker.tree, rows);
+    for (std::size_t level = 0; level < n_levels; ++level) {
+      lay_out_summaries(worker.tree, level, part);
+    }
+  }
+
+  // K and V of each cluster: its keys in tree order, then its values.
+  static void lay_out_tokens(const T* keys, const T* values, std::size_t key_dim,
+                             std::size_t value_dim, const cluster_tree& tree, T* to) {
+    const auto& first_token = tree.levels[0].first_child;
+    for (std::size_t cluster = 0; cluster + 1 < first_token.size(); ++cluster) {
+      for (std::uint32_t i = first_token[cluster]; i < first_token[cluster + 1]; ++i) {
+        to = std::copy_n(keys + tree.order[i] * key_dim, key_dim, to);
+      }
+      for (std::uint32_t i = first_token[cluster]; i < first_token[cluster + 1]; ++i) {
+        to = std::copy_n(values + tree.order[i] * value_dim, value_dim, to);
+      }
+    }
+  }
+
+  // One level's families: the centroids of a parent's children, then their value means.
+  static void lay_out_summaries(const cluster_tree& tree, std::size_t level,
+                                typename Segment::parts::head_part& part) {
+    const cluster_tree_level& source = tree.levels[level];
+    part.n_nodes[level] = static_cast<std::uint32_t>(source.n_nodes);
+    part.size[level].assign(source.sizes.begin(), source.sizes.end());
+    part.dispersion[level] = source.dispersions;
+    part.first_child[level] = source.first_child;
+    part.rows[level] = aligned_storage<T>(source.n_nodes * (tree.key_dim + tree.value_dim));
+    const std::array<std::uint32_t, 2> whole{0, static_cast<std::uint32_t>(source.n_nodes)};
+    const std::span<const std::uint32_t> family =
+        level + 1 < n_levels ? std::span<const std::uint32_t>(tree.levels[level + 1].first_child)
+                             : std::span<const std::uint32_t>(whole);
+    T* to = part.rows[level].data();
+    for (std::size_t parent = 0; parent + 1 < family.size(); ++parent) {
+      const std::size_t first = family[parent];
+      const std::size_t n = family[parent + 1] - first;
+      simd::from_float(to, source.centroids.data() + first * tree.key_dim, n * tree.key_dim);
+      to += n * tree.key_dim;
+      simd::from_float(to, source.value_means.data() + first * tree.value_dim, n * tree.value_dim);
+      to += n * tree.value_dim;
+    }
+  }
+
+  static float spread(const std::vector<float>& values, std::size_t n, std::size_t dim) {
+    std::vector<double> mean(dim, 0.0);
+    double squared = 0.0;
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t j = 0; j < dim; ++j) {
+        const auto x = static_cast<double>(values[i * dim + j]);
+        mean[j] += x;
+        squared += x * x;
+      }
+    }
+    const auto count = static_cast<double>(n);
+    double of_mean = 0.0;
+    for (const double sum : mean) {
+      of_mean += sum / count * (sum / count);
+    }
+    return static_cast<float>(std::sqrt(std::max(0.0, squared / count - of_mean)));
+  }
+
+  std::vector<worker_state> workers_;
+};
+
+}  // namespace wavekv

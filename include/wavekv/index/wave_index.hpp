@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cstddef>
+
+#include <wavekv/fwd.hpp>
+#include <wavekv/index/bounds/error_bound.hpp>
+#include <wavekv/index/concepts.hpp>
+#include <wavekv/index/query_metric_kmeans.hpp>
+#include <wavekv/index/segment_size.hpp>
+#include <wavekv/index/spherical_kmeans.hpp>
+#include <wavekv/index/tokens_per_cluster.hpp>
+
+namespace wavekv {
+
+/// @brief Composes the index's policies; a type without a value. `with_…` changes one slot and names no other.
+/// @tparam SegmentSize   models wavekv::segment_sizes
+/// @tparam ClusterCount  models wavekv::cluster_count
+/// @tparam Clusterer     models wavekv::clusterer
+/// @tparam Bound         models wavekv::estimation_bound; the default of a cache, replaceable per call
+/// Source: RetroInfer, arXiv 2505.02922, section 4.2 (wave index).
+template <class SegmentSize, class ClusterCount, class Clusterer, class Bound>
+struct wave_index {
+  static_assert(
+      segment_sizes<SegmentSize>,
+      "wave_index: SegmentSize must model wavekv::segment_sizes (prefill and decode, tokens, "
+      "1 <= decode <= prefill <= 65536); see <wavekv/index/concepts.hpp>");
+  static_assert(cluster_count<ClusterCount>,
+                "wave_index: ClusterCount must model wavekv::cluster_count (n_levels 1 to 3, "
+                "tokens_at(level)); "
+                "see <wavekv/index/concepts.hpp>");
+  static_assert(clusterer<Clusterer>,
+                "wave_index: Clusterer must model wavekv::clusterer (cluster(request, assignment, "
+                "scratch) const -> "
+                "std::size_t, default-constructible, copyable); see <wavekv/index/concepts.hpp>");
+  static_assert(estimation_bound<Bound>, "wave_index: Bound must model wavekv::estimation_bound "
+                                         "(plan(frontier, zones) const -> void, copyable); "
+                                         "see <wavekv/index/concepts.hpp>");
+
+  using segment_size_type = SegmentSize;
+  using cluster_count_type = ClusterCount;
+  using clusterer_type = Clusterer;
+  using bound_type = Bound;
+
+  template <class S>
+  using with_segment_size = wave_index<S, ClusterCount, Clusterer, Bound>;
+  template <class C>
+  using with_cluster_count = wave_index<SegmentSize, C, Clusterer, Bound>;
+  template <class C>
+  using with_clusterer = wave_index<SegmentSize, ClusterCount, C, Bound>;
+  template <class B>
+  using with_bound = wave_index<SegmentSize, ClusterCount, Clusterer, B>;
+};
+
+}  // namespace wavekv
