@@ -145,15 +145,19 @@ bpe tokenizer::make_bpe(const json& model) {
   vocab.reserve(model.at("vocab").size());
   for (const auto& [token, id] : model.at("vocab").items()) {
     vocab.emplace(token, to_id(id));
-    set_bytes(to_id(id), bytes_of_token(token));
+    set_bytes(to_id(id), bytes_of_token(token), false);
   }
   return {vocab, parse_merges(model.at("merges")), value_or(model, "ignore_merges", false)};
 }
 
-void tokenizer::set_bytes(token_id id, std::string bytes) {
+void tokenizer::set_bytes(token_id id, std::string bytes, bool special) {
   const auto at = static_cast<std::size_t>(id);
-  if (at >= bytes_.size()) bytes_.resize(at + 1);
+  if (at >= bytes_.size()) {
+    bytes_.resize(at + 1);
+    special_.resize(at + 1);
+  }
   bytes_[at] = std::move(bytes);
+  special_[at] = special;
 }
 
 void tokenizer::parse_added_tokens(const json& list) {
@@ -167,7 +171,7 @@ void tokenizer::parse_added_tokens(const json& list) {
     token.single_word = value_or(entry, "single_word", false);
     token.normalized = value_or(entry, "normalized", !token.special);
     if (token.content.empty()) continue;
-    set_bytes(token.id, token.special ? std::string() : token.content);
+    set_bytes(token.id, token.content, token.special);
     added_.push_back(std::move(token));
   }
   std::ranges::stable_sort(added_, std::ranges::greater(),
@@ -307,12 +311,17 @@ std::vector<token_id> tokenizer::encode(std::string_view text) {
 
 std::string_view tokenizer::bytes(token_id id) const noexcept {
   const auto at = static_cast<std::size_t>(id);
-  return id >= 0 && at < bytes_.size() ? std::string_view(bytes_[at]) : std::string_view();
+  if (id < 0 || at >= bytes_.size() || special_[at]) return {};
+  return bytes_[at];
 }
 
-std::string tokenizer::decode(const std::vector<token_id>& ids) const {
+std::string tokenizer::decode(const std::vector<token_id>& ids, bool keep_special) const {
   std::string text;
-  for (const token_id id : ids) text += bytes(id);
+  for (const token_id id : ids) {
+    const bool known = id >= 0 && static_cast<std::size_t>(id) < bytes_.size();
+    if (known && keep_special) text += bytes_[static_cast<std::size_t>(id)];
+    if (known && !keep_special) text += bytes(id);
+  }
   return valid_utf8(text);
 }
 

@@ -48,7 +48,7 @@ class tokenizer {
   std::string_view bytes(token_id id) const noexcept;
 
   /// @brief The text of several tokens, special ones left out, broken characters as U+FFFD.
-  std::string decode(const std::vector<token_id>& ids) const;
+  std::string decode(const std::vector<token_id>& ids, bool keep_special = false) const;
 
   /// @brief Ids that go in front of a sequence: the tokenizer's own template decides, else
   /// `add_bos_token`, else a `bos_token` that tokenizer_config.json names for a tokenizer of the
@@ -66,7 +66,7 @@ class tokenizer {
   void parse_pre_tokenizer(const nlohmann::json& pre_tokenizer);
   void parse_template(const nlohmann::json& post_processor);
   void choose_prefix(const std::filesystem::path& tokenizer_config);
-  void set_bytes(token_id id, std::string bytes);
+  void set_bytes(token_id id, std::string bytes, bool special);
 
   struct found_token;
   bool begins_at(const added_token& token, std::string_view text, std::size_t at) const;
@@ -76,7 +76,8 @@ class tokenizer {
   void encode_words(std::string_view text, std::vector<token_id>& out);
 
   std::optional<bpe> bpe_;
-  std::vector<std::string> bytes_;  // [id]; empty for special tokens and for holes
+  std::vector<std::string> bytes_;  // [id]; empty for ids that are not in use
+  std::vector<bool> special_;       // [id]
   std::vector<added_token> added_;  // longest first, so that the first match is the longest
   std::array<std::vector<std::size_t>, 256> added_by_first_byte_;  // indices into added_
   std::vector<regex_splitter> splitters_;

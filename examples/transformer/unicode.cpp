@@ -19,17 +19,23 @@ std::size_t valid_length(std::string_view text) {
   return n > 0 ? static_cast<std::size_t>(n) : 0;
 }
 
-/// True when more bytes could still complete the character that `text` begins.
-bool may_be_completed(std::string_view text) {
-  const auto lead = static_cast<unsigned char>(text.front());
-  const std::size_t wanted = lead >= 0xF0 && lead <= 0xF4 ? 4
-                             : lead >= 0xE0               ? 3
-                             : lead >= 0xC2               ? 2
-                                                          : 1;
-  if (lead > 0xF4 || text.size() >= wanted) return false;
-  for (const char c : text.substr(1))
-    if ((static_cast<unsigned char>(c) & 0xC0U) != 0x80U) return false;
-  return true;
+struct beginning {
+  std::size_t n_bytes;   // how far `text` agrees with some valid character; at least 1
+  std::size_t n_needed;  // bytes of that character; 1 when no character begins so
+};
+
+/// How far a text that begins with no valid character begins like one (Unicode, table 3-7).
+beginning ill_formed_beginning(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const auto lead = byte(0);
+  if (lead < 0xC2 || lead > 0xF4) return {1, 1};
+  const std::size_t needed = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+  const unsigned char lowest = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+  const unsigned char highest = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+  std::size_t n = 1;
+  if (n < text.size() && (byte(n) < lowest || byte(n) > highest)) return {n, needed};
+  while (n < text.size() && n < needed && (byte(n) & 0xC0U) == 0x80U) ++n;
+  return {n, needed};
 }
 
 /// Appends the valid characters of `text` to `out`; returns how many bytes were taken.
@@ -42,9 +48,10 @@ std::size_t take_valid(std::string_view text, std::string& out, bool hold_incomp
       at += n;
       continue;
     }
-    if (hold_incomplete && may_be_completed(rest)) break;
+    const auto [n_bytes, n_needed] = ill_formed_beginning(rest);
+    if (hold_incomplete && n_bytes == rest.size() && n_bytes < n_needed) break;
     out.append(replacement);
-    ++at;
+    at += n_bytes;
   }
   return at;
 }
