@@ -136,6 +136,7 @@ def write_model(directory, config, weights, n_shards):
                dict(bos_token="<|bos|>", eos_token="<|eos|>", tokenizer_class="PreTrainedTokenizerFast"), indent=1)
     if n_shards == 1:
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        (directory / "model.safetensors").chmod(0o644)
         return
     names = sorted(weights)
     weight_map = {}
@@ -143,6 +144,7 @@ def write_model(directory, config, weights, n_shards):
         file_name = f"model-{shard + 1:05d}-of-{n_shards:05d}.safetensors"
         part = {name: weights[name] for name in names[shard::n_shards]}  # interleaved: a layer lies across the shards
         save_file(part, directory / file_name, metadata={"format": "pt"})
+        (directory / file_name).chmod(0o644)
         weight_map |= dict.fromkeys(part, file_name)
     total = sum(w.numel() * w.element_size() for w in weights.values())
     write_json(directory / "model.safetensors.index.json",
