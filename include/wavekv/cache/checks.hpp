@@ -46,11 +46,11 @@ void check_optional_shape(std::string_view name, const tensor_view<T, 2>& view,
 }
 
 /// @brief Checks that every element is finite.  @throw value_error naming the first that is not, and its place
-template <scalar T>
-void check_finite(std::string_view name, const tensor_view<const T, 3>& view) {
+template <class T>
+void check_finite(std::string_view name, const tensor_view<T, 3>& view) {
   for (std::size_t token = 0; token < view.extent(0); ++token) {
     for (std::size_t head = 0; head < view.extent(1); ++head) {
-      const T* row = &view(token, head, 0U);
+      const auto* row = &view(token, head, 0U);
       const std::size_t bad = simd::all_finite(row, view.extent(2));
       if (bad != view.extent(2)) {
         throw value_error(message(name, "[", token, ", ", head, ", ", bad, "] is ",

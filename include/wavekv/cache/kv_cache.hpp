@@ -179,19 +179,16 @@ class kv_cache {
   /// @param values   [n, n_kv_heads, value_dim], likewise
   /// @param queries  [n, n_query_heads, key_dim] or empty: teaches a clusterer that asks for it what queries look for
   /// @throw shape_error, value_error, sequence_error, capacity_error, std::bad_alloc
-  template <class T>
-  void append(sequence_id sequence, std::size_t layer, tensor_view<T, 3> keys,
-              tensor_view<T, 3> values, tensor_view<T, 3> queries = {}) {
-    using element = std::remove_const_t<T>;
+  template <class K, class V, class Q = const K>
+  void append(sequence_id sequence, std::size_t layer, tensor_view<K, 3> keys,
+              tensor_view<V, 3> values, tensor_view<Q, 3> queries = {}) {
     layer_type& state = find_layer(sequence, layer);
-    const std::size_t n = check_rows<element>(state, keys, values);
+    const std::size_t n = check_rows(state, keys, values);
     if (!queries.empty()) {
-      detail::check_shape<const element>("queries", queries, n, geometry_.n_query_heads,
-                                         geometry_.key_dim);
-      detail::check_finite<element>("queries", queries);
+      check_queries(queries, n);
     }
-    detail::stage_rows<Scalar, element>(state.tail, keys, values);
-    commit<element>(state, layer, n, n < Index::segment_size_type::decode, queries);
+    detail::stage_rows(state.tail, keys, values);
+    commit(state, layer, n, n < Index::segment_size_type::decode, queries);
   }
 
   /// @brief Seals what waits in the tail beyond the window, as one segment a layer; call it when a prompt has been
@@ -306,21 +303,18 @@ class kv_cache {
   /// @param lse      [n, n_query_heads] or empty
   /// @throw shape_error, value_error, sequence_error, capacity_error, std::bad_alloc; then nothing was appended, but
   ///        out may have been written
-  template <class T, class U>
-  step_stats prefill(sequence_id sequence, std::size_t layer, tensor_view<T, 3> queries,
-                     tensor_view<T, 3> keys, tensor_view<T, 3> values, tensor_view<U, 3> out,
+  template <class Q, class K, class V, class U>
+  step_stats prefill(sequence_id sequence, std::size_t layer, tensor_view<Q, 3> queries,
+                     tensor_view<K, 3> keys, tensor_view<V, 3> values, tensor_view<U, 3> out,
                      tensor_view<float, 2> lse = {}) {
-    using element = std::remove_const_t<T>;
     layer_type& state = find_layer(sequence, layer);
-    const std::size_t n = check_rows<element>(state, keys, values);
-    detail::check_shape<const element>("queries", queries, n, geometry_.n_query_heads,
-                                       geometry_.key_dim);
-    detail::check_finite<element>("queries", queries);
+    const std::size_t n = check_rows(state, keys, values);
+    check_queries(queries, n);
     detail::check_shape("out", out, n, geometry_.n_query_heads, geometry_.value_dim);
     detail::check_optional_shape("lse", lse, n, geometry_.n_query_heads);
-    detail::stage_rows<Scalar, element>(state.tail, keys, values);
+    detail::stage_rows(state.tail, keys, values);
     step_stats done;
-    commit<element>(state, layer, n, false, queries);
+    commit(state, layer, n, false, queries);
     return done;
   }
 
@@ -382,9 +376,9 @@ class kv_cache {
   }
 
   // Checks keys and values of an append; returns the number of tokens.
-  template <class T>
-  std::size_t check_rows(const layer_type& state, const tensor_view<const T, 3>& keys,
-                         const tensor_view<const T, 3>& values) const {
+  template <class K, class V>
+  std::size_t check_rows(const layer_type& state, const tensor_view<K, 3>& keys,
+                         const tensor_view<V, 3>& values) const {
     const std::size_t n = keys.extent(0);
     detail::check_shape("keys", keys, n, geometry_.n_kv_heads, geometry_.key_dim);
     detail::check_shape("values", values, n, geometry_.n_kv_heads, geometry_.value_dim);
@@ -394,6 +388,12 @@ class kv_cache {
                                            " in all (cache_options::max_tokens)"));
     }
     return n;
+  }
+
+  template <class Q>
+  void check_queries(const tensor_view<Q, 3>& queries, std::size_t n) const {
+    detail::check_shape("queries", queries, n, geometry_.n_query_heads, geometry_.key_dim);
+    detail::check_finite("queries", queries);
   }
 
   // Tokens beyond sink and window, once n staged rows are counted in.
@@ -408,20 +408,21 @@ class kv_cache {
   }
 
   // Makes n staged rows part of the layer, and seals what is due.
-  template <class T>
+  template <class Q>
   void commit(layer_type& state, std::size_t layer, std::size_t n, bool decoding,
-              const tensor_view<const T, 3>& queries) {
+              const tensor_view<Q, 3>& queries) {
     std::vector<query_metric> metrics;  // a copy, so that nothing is learnt when sealing fails
     if constexpr (wants_queries) {
-      if (!queries.empty()) {
+      if (!queries.empty() && n != 0) {
         metrics = state.metrics;
-        options_.executor.parallel_for(
-            metrics.size(), [&](std::size_t head, std::size_t /*worker*/) {
-              const tensor_view<const T, 3> group(&queries(0U, head * geometry_.group_size(), 0U),
-                                                  {n, geometry_.group_size(), geometry_.key_dim},
-                                                  queries.strides());
-              metrics[head].template add<T>(group, geometry_.logit_scale());
-            });
+        options_.executor.parallel_for(metrics.size(), [&](std::size_t head,
+                                                           std::size_t /*worker*/) {
+          using element = std::remove_const_t<Q>;
+          const tensor_view<const element, 3> group(&queries(0U, head * geometry_.group_size(), 0U),
+                                                    {n, geometry_.group_size(), geometry_.key_dim},
+                                                    queries.strides());
+          metrics[head].template add<element>(group, geometry_.logit_scale());
+        });
       }
     }
     const std::vector<std::size_t> sizes = detail::seal_sizes<typename Index::segment_size_type>(
@@ -534,8 +535,8 @@ class kv_cache {
   }
 
   // The queries of a batch as floats, times the logit scale.
-  template <class T>
-  void scale_queries(const tensor_view<const T, 3>& queries, std::vector<float>& scaled) const {
+  template <class Q>
+  void scale_queries(const tensor_view<Q, 3>& queries, std::vector<float>& scaled) const {
     scaled.resize(queries.extent(0) * geometry_.n_query_heads * geometry_.key_dim);
     float* to = scaled.data();
     for (std::size_t query = 0; query < queries.extent(0); ++query) {
@@ -550,12 +551,10 @@ class kv_cache {
   template <class T, class Bound, class Write>
   step_stats search(std::span<const query_run> batch, std::size_t layer, std::size_t n,
                     const tensor_view<T, 3>& queries, const Bound& bound, Write&& write) {
-    using element = std::remove_const_t<T>;
     detail::validate_bound(bound);
-    detail::check_shape("queries", queries, n, geometry_.n_query_heads, geometry_.key_dim);
-    detail::check_finite<element>("queries", queries);
+    check_queries(queries, n);
     const borrowed_scratch scratch(*this);
-    scale_queries<element>(queries, scratch->queries);
+    scale_queries(queries, scratch->queries);
     scratch->requests.clear();
     scratch->places.clear();
     std::size_t query = 0;

@@ -51,18 +51,17 @@ namespace detail {
 /// @brief Writes the rows of new tokens behind the end of the tail, where they are not part of it yet.
 /// Converts to the storage scalar.
 /// @throw value_error when a finite input does not fit the scalar; std::bad_alloc. The tail's tokens are unchanged.
-template <scalar T, scalar From>
-void stage_rows(token_rows<T>& tail, const tensor_view<const From, 3>& keys,
-                const tensor_view<const From, 3>& values) {
+template <scalar T, class K, class V>
+void stage_rows(token_rows<T>& tail, const tensor_view<K, 3>& keys,
+                const tensor_view<V, 3>& values) {
   const std::size_t n = keys.extent(0);
   tail.reserve(tail.size() + n);
-  const auto stage = [&](std::string_view name, const tensor_view<const From, 3>& rows,
-                         auto&& target) {
+  const auto stage = [&](std::string_view name, const auto& rows, auto&& target) {
     const std::size_t dim = rows.extent(2);
     for (std::size_t head = 0; head < rows.extent(1); ++head) {
       T* to = target(head) + tail.size() * dim;
       for (std::size_t token = 0; token < n; ++token, to += dim) {
-        const From* from = &rows(token, head, 0U);
+        const auto* from = &rows(token, head, 0U);
         convert_row(to, from, dim);
         const std::size_t bad = simd::all_finite(to, dim);
         if (bad != dim) {
