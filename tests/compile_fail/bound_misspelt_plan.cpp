@@ -15,4 +15,4 @@ struct read_all {
   }
 };
 
-wavekv::wave_index<>::with_bound<read_all> index;
+wavekv::wave_index<>::with_bound<read_all> chosen;

@@ -14,4 +14,4 @@ struct estimate_all {
   void plan(const wavekv::frontier& /*nodes*/, std::span<wavekv::zone> /*zones*/) CONST {}
 };
 
-wavekv::wave_index<>::with_bound<estimate_all> index;
+wavekv::wave_index<>::with_bound<estimate_all> chosen;

@@ -11,4 +11,4 @@ struct pairs {
   static constexpr std::size_t tokens_at(std::size_t /*level*/) { return 2; }
 };
 
-wavekv::wave_index<>::with_cluster_count<pairs> index;
+wavekv::wave_index<>::with_cluster_count<pairs> chosen;

@@ -20,4 +20,4 @@ struct one_heap {
   friend bool operator==(one_heap, one_heap) = default;
 };
 
-wavekv::wave_index<>::with_clusterer<one_heap> index;
+wavekv::wave_index<>::with_clusterer<one_heap> chosen;

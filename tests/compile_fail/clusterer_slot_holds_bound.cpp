@@ -3,7 +3,7 @@
 #include <wavekv/index/wave_index.hpp>
 
 #ifdef WAVEKV_COMPILE_PASS
-wavekv::wave_index<>::with_clusterer<wavekv::spherical_kmeans<5>> index;
+wavekv::wave_index<>::with_clusterer<wavekv::spherical_kmeans<5>> chosen;
 #else
-wavekv::wave_index<>::with_clusterer<wavekv::exact> index;
+wavekv::wave_index<>::with_clusterer<wavekv::exact> chosen;
 #endif

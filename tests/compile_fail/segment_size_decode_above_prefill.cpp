@@ -13,4 +13,4 @@ struct backwards {
 #endif
 };
 
-wavekv::wave_index<>::with_segment_size<backwards> index;
+wavekv::wave_index<>::with_segment_size<backwards> chosen;

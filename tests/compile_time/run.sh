@@ -23,8 +23,8 @@ seconds_of() { # seconds_of COMPILER SOURCE: the best of two
 }
 
 for compiler in "${@:-g++}"; do
-  printf '%-12s <wavekv/wavekv.hpp> alone  %6s s (aim 3)\n' "$compiler" \
-    "$(seconds_of "$compiler" tests/compile_time/umbrella.cpp)"
-  printf '%-12s one instantiated cache     %6s s (aim 10)\n' "$compiler" \
-    "$(seconds_of "$compiler" tests/compile_time/one_cache.cpp)"
+  umbrella=$(seconds_of "$compiler" tests/compile_time/umbrella.cpp)
+  one_cache=$(seconds_of "$compiler" tests/compile_time/one_cache.cpp)
+  printf '%-12s <wavekv/wavekv.hpp> alone %7s s (aim  3 s)\n' "$compiler" "$umbrella"
+  printf '%-12s one instantiated cache    %7s s (aim 10 s)\n' "$compiler" "$one_cache"
 done
