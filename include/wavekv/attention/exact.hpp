@@ -39,7 +39,7 @@ struct counted_once {};
 template <class Sizes, scalar S>
 void accumulate_chunk(const partial_softmax_view& state, const float* logits,
                       std::size_t logits_stride, const Sizes& sizes, const S* values, std::size_t n,
-                      accumulation mode) noexcept {
+                      accumulation mode, std::size_t n_following) noexcept {
   constexpr bool has_sizes = !std::is_same_v<Sizes, counted_once>;
   HWY_ALIGN float weights[chunk_queries * chunk_rows];
   for (std::size_t g = 0; g < state.n_queries; ++g) {
@@ -65,7 +65,7 @@ void accumulate_chunk(const partial_softmax_view& state, const float* logits,
     state.denominator[g] += sum;
   }
   simd::add_weighted_rows(weights, state.n_queries, chunk_rows, values, n, state.value_dim,
-                          state.numerator, state.numerator_stride);
+                          state.numerator, state.numerator_stride, n_following);
 }
 
 template <class Sizes, scalar S>
@@ -79,10 +79,10 @@ void accumulate_logits(const partial_softmax_view& state, const float* logits,
       const float* part = logits + g * logits_stride + r;
       if constexpr (std::is_same_v<Sizes, counted_once>) {
         accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes,
-                         values + r * state.value_dim, n_rows, mode);
+                         values + r * state.value_dim, n_rows, mode, n - r - n_rows);
       } else {
         accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes + r,
-                         values + r * state.value_dim, n_rows, mode);
+                         values + r * state.value_dim, n_rows, mode, n - r - n_rows);
       }
     }
   }
@@ -91,9 +91,9 @@ void accumulate_logits(const partial_softmax_view& state, const float* logits,
 /// Scaled and softcapped logits of a run of rows.
 template <scalar S>
 void score_run(const query_rows& queries, const S* keys, std::size_t n, float softcap,
-               float* logits, std::size_t logits_stride) noexcept {
+               float* logits, std::size_t logits_stride, std::size_t n_following) noexcept {
   simd::score_rows(queries.data, queries.n, queries.stride, keys, n, queries.dim, logits,
-                   logits_stride);
+                   logits_stride, n_following);
   if (softcap > 0.0F) {
     for (std::size_t g = 0; g < queries.n; ++g)
       simd::softcap(logits + g * logits_stride, n, softcap);
@@ -115,15 +115,18 @@ template <scalar S>
 void attend_rows(const query_rows& queries, const S* keys, const S* values, std::size_t n,
                  float softcap, const partial_softmax_view& state) noexcept {
   HWY_ALIGN float logits[detail::chunk_queries * detail::chunk_rows];
+  simd::prefetch_bytes(values,
+                       std::min(simd::row_tuning::prefetch_bytes, n * state.value_dim * sizeof(S)));
   for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
     const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
     for (std::size_t g = 0; g < queries.n; g += detail::chunk_queries) {
       const std::size_t n_q = std::min(detail::chunk_queries, queries.n - g);
       const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
-      detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows);
+      detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows,
+                        n - r - n_rows);
       detail::accumulate_chunk(state.part(g, n_q), logits, detail::chunk_rows,
                                detail::counted_once{}, values + r * state.value_dim, n_rows,
-                               accumulation::add);
+                               accumulation::add, n - r - n_rows);
     }
   }
 }
@@ -170,7 +173,7 @@ void estimate_rows(const query_rows& queries, const S* centroids, const S* value
   for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
     const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
     detail::score_run(queries, centroids + r * queries.dim, n_rows, softcap, logits + r,
-                      logits_stride);
+                      logits_stride, n - r - n_rows);
     detail::accumulate_logits(state, logits + r, logits_stride, sizes + r,
                               value_means + r * state.value_dim, n_rows, accumulation::add);
   }
@@ -181,7 +184,7 @@ void estimate_rows(const query_rows& queries, const S* centroids, const S* value
 template <scalar S>
 void score_logits(const query_rows& queries, const S* keys, std::size_t n, float softcap,
                   float* logits, std::size_t logits_stride) noexcept {
-  detail::score_run(queries, keys, n, softcap, logits, logits_stride);
+  detail::score_run(queries, keys, n, softcap, logits, logits_stride, 0);
 }
 
 }  // namespace wavekv

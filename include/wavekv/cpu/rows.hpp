@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cpu/detail/vectors.hpp>
@@ -17,13 +18,18 @@
 
 namespace wavekv::simd {
 
-/// @brief How the row leaves walk memory; the defaults were measured on Zen 4 (see bench/README.md).
+/// @brief How the row leaves walk memory; measured on Zen 4 (see bench/README.md).
 struct row_tuning {
-  /// How far ahead of the row in work its successors are asked for; covers the latency of memory at the
-  /// bandwidth of one core, and steps over the page ends at which hardware prefetchers stop.
-  static constexpr std::size_t prefetch_bytes = 2048;
+  /// How far ahead of the row in work its successors are asked for: a core has to keep some 3 KB under
+  /// way to read at full bandwidth, and hardware prefetchers stop at the ends of pages and of runs.
+  static constexpr std::size_t prefetch_bytes = 6144;
   /// Rows of a weighted sum that are walked once per tile of columns; they stay in the first-level cache.
   static constexpr std::size_t chunk_bytes = 4096;
+
+  /// @brief prefetch_bytes in rows, at least 1.
+  static constexpr std::size_t prefetch_rows(std::size_t row_bytes) noexcept {
+    return std::max<std::size_t>(1, prefetch_bytes / row_bytes);
+  }
 };
 
 namespace detail {
@@ -34,10 +40,21 @@ HWY_INLINE const void* ahead(const T* p, std::size_t bytes) {
   return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + bytes);
 }
 
+}  // namespace detail
+
+/// @brief Asks for a stretch of memory that will be read soon, into the second-level cache. Reads nothing;
+/// the stretch may lie past the end of an array.
+HWY_INLINE void prefetch_bytes(const void* first, std::size_t n_bytes) noexcept {
+  for (std::size_t b = 0; b < n_bytes; b += 64)
+    detail::prefetch(detail::ahead(static_cast<const char*>(first), b));
+}
+
+namespace detail {
+
 /// Dots of n_tile_rows rows with n_tile_queries queries, all sums in registers.
 template <std::size_t n_tile_rows, std::size_t n_tile_queries, scalar S>
 HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, std::size_t dim,
-                           float* logits, std::size_t logits_stride) {
+                           float* logits, std::size_t logits_stride, std::size_t prefetch_ahead) {
   static_assert(n_tile_rows == 4 || n_tile_rows == 1);
   constexpr float_tag d{};
   float_vector sums[n_tile_rows][n_tile_queries];
@@ -52,7 +69,7 @@ HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, 
     for (std::size_t r = 0; r < n_tile_rows; ++r) row[r] = load_row(rows + r * dim + c);
     HWY_UNROLL(4)
     for (std::size_t g = 0; g < n_tile_queries; ++g) {
-      const float_vector query = load_query(q + g * q_stride + c);
+      const float_vector query = in_register(load_query(q + g * q_stride + c));
       HWY_UNROLL(4)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
         sums[r][g] = hn::MulAdd(query, row[r], sums[r][g]);
@@ -60,10 +77,10 @@ HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, 
   };
   std::size_t c = 0;
   for (; c + lanes <= dim; c += lanes) {
-    if (c * sizeof(S) % 64 == 0) {
+    if (prefetch_ahead != 0 && c * sizeof(S) % 64 == 0) {  // spread out: a burst of them stalls
       HWY_UNROLL(4)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
-        prefetch(ahead(rows + r * dim + c, row_tuning::prefetch_bytes));
+        prefetch(ahead(rows + r * dim + c, prefetch_ahead));
     }
     step([](const float* p) HWY_ATTR { return load(p); },
          [](const S* p) HWY_ATTR { return load(p); }, c);
@@ -109,9 +126,11 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S*
   }
   for (std::size_t r = 0; r < n_rows; ++r) {
     const S* row = rows + r * dim;
-    HWY_UNROLL(4)
-    for (std::size_t b = 0; b < n_tile_vectors * lanes * sizeof(S); b += 64)
-      prefetch(ahead(row, prefetch_ahead + b));
+    if (prefetch_ahead != 0) {
+      HWY_UNROLL(4)
+      for (std::size_t b = 0; b < n_tile_vectors * lanes * sizeof(S); b += 64)
+        prefetch(ahead(row, prefetch_ahead + b));
+    }
     float_vector values[n_tile_vectors];
     HWY_UNROLL(4)
     for (std::size_t v = 0; v < n_tile_vectors; ++v) {
@@ -123,7 +142,7 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S*
     }
     HWY_UNROLL(4)
     for (std::size_t g = 0; g < n_tile_queries; ++g) {
-      const float_vector weight = hn::Set(d, w[g * w_stride + r]);
+      const float_vector weight = in_register(hn::Set(d, w[g * w_stride + r]));
       HWY_UNROLL(4)
       for (std::size_t v = 0; v < n_tile_vectors; ++v)
         sums[g][v] = hn::MulAdd(weight, values[v], sums[g][v]);
@@ -147,9 +166,8 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S*
 template <std::size_t n_tile_queries, scalar S>
 HWY_INLINE void add_weighted_chunk(const float* w, std::size_t w_stride, const S* rows,
                                    std::size_t n_rows, std::size_t dim, float* acc,
-                                   std::size_t acc_stride) {
+                                   std::size_t acc_stride, std::size_t ahead) {
   constexpr std::size_t n_vectors = n_registers == 32 ? 4 : 2;
-  const std::size_t ahead = row_tuning::prefetch_bytes;
   std::size_t c = 0;
   for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
     add_weighted_tile<n_vectors, n_tile_queries, false>(w, w_stride, rows + c, n_rows, dim, acc + c,
@@ -178,26 +196,32 @@ HWY_INLINE void by_query_tiles(std::size_t n_q, const F& f) {
 
 /// @brief Dot products of a few queries with a run of rows: logits[g * logits_stride + r] = q[g] · rows[r].
 ///
-/// A logit depends on its query and row alone: not on the other queries, nor on where the run begins or ends.
-/// Complexity: n_q · n_rows · dim multiply-adds, one read of the rows. Allocates nothing.
+/// A logit depends on its query and row alone: not on the other queries, nor on where the run begins
+/// or ends. Complexity: n_q · n_rows · dim multiply-adds, one read of the rows. Allocates nothing.
 /// @param q  [n_q, dim] with q_stride floats from one query to the next; the scale is already in it
 /// @param rows  [n_rows, dim] contiguous
 /// @param logits  [n_q, n_rows] with logits_stride; overwritten
+/// @param n_following  rows that lie right after the run and are read next: they are prefetched, too
 template <scalar S>
 void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* rows,
-                std::size_t n_rows, std::size_t dim, float* logits,
-                std::size_t logits_stride) noexcept {
+                std::size_t n_rows, std::size_t dim, float* logits, std::size_t logits_stride,
+                std::size_t n_following = 0) noexcept {
+  const std::size_t row_bytes = dim * sizeof(S);
+  const std::size_t ahead = row_tuning::prefetch_rows(row_bytes);
   std::size_t r = 0;
   for (; r + 4 <= n_rows; r += 4) {
+    const bool more = r + 4 + ahead <= n_rows + n_following;
     detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
       detail::score_tile<4, decltype(size)::value>(q + g * q_stride, q_stride, rows + r * dim, dim,
-                                                   logits + g * logits_stride + r, logits_stride);
+                                                   logits + g * logits_stride + r, logits_stride,
+                                                   more && g == 0 ? ahead * row_bytes : 0);
     });
   }
   for (; r < n_rows; ++r) {
     detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
       detail::score_tile<1, decltype(size)::value>(q + g * q_stride, q_stride, rows + r * dim, dim,
-                                                   logits + g * logits_stride + r, logits_stride);
+                                                   logits + g * logits_stride + r, logits_stride,
+                                                   0);
     });
   }
 }
@@ -209,24 +233,23 @@ void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* 
 /// @param w  [n_q, n_rows] with w_stride
 /// @param rows  [n_rows, dim] contiguous
 /// @param acc  [n_q, dim] with acc_stride; added to
+/// @param n_following  rows that lie right after the run and are read next: they are prefetched, too
 template <scalar S>
 void add_weighted_rows(const float* w, std::size_t n_q, std::size_t w_stride, const S* rows,
-                       std::size_t n_rows, std::size_t dim, float* acc,
-                       std::size_t acc_stride) noexcept {
-  const std::size_t chunk = std::max<std::size_t>(1, row_tuning::chunk_bytes / (dim * sizeof(S)));
+                       std::size_t n_rows, std::size_t dim, float* acc, std::size_t acc_stride,
+                       std::size_t n_following = 0) noexcept {
+  const std::size_t row_bytes = dim * sizeof(S);
+  const std::size_t chunk = std::max<std::size_t>(1, row_tuning::chunk_bytes / row_bytes);
+  const std::size_t ahead = row_tuning::prefetch_rows(row_bytes);
   for (std::size_t r = 0; r < n_rows; r += chunk) {
     const std::size_t n = std::min(chunk, n_rows - r);
+    const bool more = r + n + ahead <= n_rows + n_following;
     detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
       detail::add_weighted_chunk<decltype(size)::value>(
-          w + g * w_stride + r, w_stride, rows + r * dim, n, dim, acc + g * acc_stride, acc_stride);
+          w + g * w_stride + r, w_stride, rows + r * dim, n, dim, acc + g * acc_stride, acc_stride,
+          more && g == 0 ? ahead * row_bytes : 0);
     });
   }
-}
-
-/// @brief Asks for a stretch of memory that will be read soon; reads nothing, and the end may lie anywhere.
-inline void prefetch_bytes(const void* first, std::size_t n_bytes) noexcept {
-  for (std::size_t b = 0; b < n_bytes; b += 64)
-    detail::prefetch(detail::ahead(static_cast<const char*>(first), b));
 }
 
 }  // namespace wavekv::simd

@@ -53,12 +53,12 @@ HWY_INLINE void product_tile(const float* a, std::size_t lda, const float* b, st
       if constexpr (partial) {
         row[v] = load_first(b + p * ldb, n_columns);
       } else {
-        row[v] = hn::LoadU(d, b + p * ldb + v * lanes);
+        row[v] = in_register(hn::LoadU(d, b + p * ldb + v * lanes));
       }
     }
     HWY_UNROLL(6)
     for (std::size_t i = 0; i < n_tile_rows; ++i) {
-      const float_vector element = hn::Set(d, left<transposed>(a, lda, i, p));
+      const float_vector element = in_register(hn::Set(d, left<transposed>(a, lda, i, p)));
       HWY_UNROLL(4)
       for (std::size_t v = 0; v < n_tile_vectors; ++v)
         sums[i][v] = hn::MulAdd(element, row[v], sums[i][v]);

@@ -174,10 +174,21 @@ HWY_INLINE float sum(float_vector v) {
   return sums[0];
 }
 
-/// Asks for the cache line at an address that may lie past the end of an array.
+/// Keeps a vector that several multiply-adds use in a register. Left alone, g++ 12 folds its load into each
+/// of them, and the tile is bound by the one 512-bit load a cycle instead of by the multiply-adds.
+HWY_INLINE float_vector in_register(float_vector v) {
+#if HWY_COMPILER_GCC_ACTUAL && HWY_ARCH_X86 && HWY_TARGET <= HWY_SSSE3
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
+}
+
+/// Asks for the cache line at an address that may lie past the end of an array, into the second-level
+/// cache: asked into the first, far more lines are under way than it has miss buffers, and the stream
+/// runs at half of memory's bandwidth (measured on Zen 4).
 HWY_INLINE void prefetch(const void* address) {
-#if HWY_HAS_BUILTIN(__builtin_prefetch) || HWY_COMPILER_GCC
-  __builtin_prefetch(address, 0, 3);
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+  __builtin_prefetch(address, 0, 2);
 #else
   hwy::Prefetch(static_cast<const char*>(address));
 #endif
