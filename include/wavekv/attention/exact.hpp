@@ -108,22 +108,24 @@ void score_run(const query_rows& queries, const S* keys, std::size_t n, float so
 /// value is read once. Allocates nothing.
 /// @param queries  [n_queries, key_dim], scaled; every query sees all n tokens
 /// @param keys  [n, key_dim] contiguous
-/// @param values  [n, value_dim] contiguous, value_dim = state.value_dim
+/// @param values  [n, value_dim] contiguous, value_dim = state.value_dim; right behind the keys (as in a
+/// block) they are prefetched best
 /// @param softcap  cap of the logits; 0: none
 /// @param state  n_queries states, added to
 template <scalar S>
 void attend_rows(const query_rows& queries, const S* keys, const S* values, std::size_t n,
                  float softcap, const partial_softmax_view& state) noexcept {
   HWY_ALIGN float logits[detail::chunk_queries * detail::chunk_rows];
-  simd::prefetch_bytes(values,
-                       std::min(simd::row_tuning::prefetch_bytes, n * state.value_dim * sizeof(S)));
+  // In a block the values lie right behind the keys, and are then prefetched as rows that follow them.
+  const bool is_block = static_cast<const void*>(values) == keys + n * queries.dim;
+  const std::size_t n_behind = is_block ? n * state.value_dim / queries.dim : 0;
   for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
     const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
     for (std::size_t g = 0; g < queries.n; g += detail::chunk_queries) {
       const std::size_t n_q = std::min(detail::chunk_queries, queries.n - g);
       const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
       detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows,
-                        n - r - n_rows);
+                        n - r - n_rows + n_behind);
       detail::accumulate_chunk(state.part(g, n_q), logits, detail::chunk_rows,
                                detail::counted_once{}, values + r * state.value_dim, n_rows,
                                accumulation::add, n - r - n_rows);
