@@ -22,7 +22,7 @@ struct geometry {
   std::size_t value_dim = 64;      ///< elements of one value and output; may differ from key_dim
   float scale = 0.0F;              ///< factor on q·k; 0 stands for 1/sqrt(key_dim)
   float logit_softcap = 0.0F;      ///< logits become cap·tanh(logit/cap); 0: none
-  std::vector<float> sink_logits;  ///< learned sinks [n_layers · n_query_heads], or empty: none
+  std::vector<float> sink_logits{};  ///< learned sinks [n_layers · n_query_heads], or empty: none
 
   /// @brief Query heads that share one KV head (GQA).
   [[nodiscard]] std::size_t group_size() const noexcept { return n_query_heads / n_kv_heads; }
