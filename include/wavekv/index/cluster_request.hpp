@@ -56,17 +56,19 @@ class clustering_scratch {
   buffer<float> points;              ///< [n_tokens, dim]: rows in the space that is clustered
   buffer<float> blocks;              ///< points again, packed for the micro-kernel
   buffer<float> panels;              ///< centroids packed for the micro-kernel
-  buffer<float> biases;              ///< one per centroid, padded to whole panels
+  buffer<float> biases;              ///< one per centroid
+  buffer<float> padded_biases;       ///< the same, padded to whole panels
   buffer<float> centroids;           ///< [n_clusters, dim]
   buffer<double> sums;               ///< [n_clusters, dim]
-  buffer<float> scores;              ///< one per point
-  buffer<float> norms;               ///< one per point
+  buffer<float> misfits;             ///< one per point
   buffer<std::uint32_t> counts;      ///< one per cluster
   buffer<std::uint32_t> candidates;  ///< one per point
   buffer<float> factor;              ///< [key_dim, key_dim]: Cholesky factor of the query metric
   buffer<float> factor_panels;       ///< the factor packed for the micro-kernel
-  buffer<std::int8_t> quantized_blocks;  ///< points in eight bits
-  buffer<std::int8_t> quantized_panels;  ///< centroids in eight bits
+  buffer<std::int8_t> quantized_blocks;     ///< points in eight bits
+  buffer<std::int8_t> quantized_panels;     ///< centroids in eight bits
+  buffer<std::int32_t> quantized_offsets;   ///< one per centroid
+  buffer<std::int32_t> quantized_products;  ///< of a block of points with all centroids
 };
 
 }  // namespace wavekv

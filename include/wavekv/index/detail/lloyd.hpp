@@ -5,13 +5,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <numeric>
 #include <span>
 
 #include <wavekv/index/cluster_request.hpp>
+#include <wavekv/index/detail/nearest_eight_bit.hpp>
+#include <wavekv/index/detail/nearest_float.hpp>
 #include <wavekv/index/detail/panel_product.hpp>
-#include <wavekv/index/detail/safe_scale.hpp>
 
 /// @file lloyd.hpp
 /// @brief Lloyd's iterations, spherical and Euclidean, with one arithmetic for both.
@@ -43,8 +43,15 @@ inline std::size_t drop_empty_clusters(std::span<std::uint32_t> assignment, std:
   return n_used;
 }
 
+/// The finder of this machine.
+#if WAVEKV_DETAIL_EIGHT_BIT
+using nearest_finder = nearest_eight_bit;
+#else
+using nearest_finder = nearest_float;
+#endif
+
 /// One run of Lloyd's algorithm; a value of the call's pointers and sizes.
-template <lloyd_kind Kind>
+template <lloyd_kind Kind, class Nearest = nearest_finder>
 class lloyd {
  public:
   lloyd(const float* points, std::size_t n_points, std::size_t dim, std::size_t n_clusters,
@@ -56,56 +63,47 @@ class lloyd {
         assignment_(assignment),
         scratch_(scratch),
         centroids_(scratch.centroids.take(n_clusters * dim)),
+        biases_(scratch.biases.take(n_clusters)),
         sums_(scratch.sums.take(n_clusters * dim)),
         counts_(scratch.counts.take(n_clusters)),
-        scores_(scratch.scores.take(n_points)),
-        norms_(scratch.norms.take(n_points)),
-        blocks_(
-            scratch.blocks.take(panel_shape::n_blocks(n_points) * panel_shape::block_rows * dim)),
-        panels_(scratch.panels.take(panel_shape::n_panels(n_clusters) * panel_shape::panel_width *
-                                    dim)),
-        biases_(scratch.biases.take(panel_shape::n_panels(n_clusters) * panel_shape::panel_width)) {
-  }
+        nearest_(points, n_points, dim, n_clusters, scratch) {}
 
   /// Returns the number of clusters; every one has a point.
   std::size_t run(int n_iterations) {
-    prepare();
+    take_seeds();
     for (int iteration = 0; iteration < n_iterations; ++iteration) {
       if (iteration > 0) {
-        update();
+        add_up();
       }
-      assign();
+      finish_centroids();
+      nearest_.set_centroids(centroids_, biases_);
+      nearest_.assign(assignment_);
       repair();
     }
     return drop_empty_clusters(assignment_, n_clusters_, counts_);
   }
 
  private:
-  static constexpr std::size_t block_rows = panel_shape::block_rows;
-
-  void prepare() {
-    for (std::size_t b = 0; b < panel_shape::n_blocks(n_points_); ++b) {
-      const std::size_t first = b * block_rows;
-      pack_block(points_ + first * dim_, std::min(block_rows, n_points_ - first), dim_, dim_,
-                 blocks_ + first * dim_);
-    }
-    for (std::size_t p = 0; p < n_points_; ++p) {
-      const float* row = points_ + p * dim_;
-      float square = 0;
-      for (std::size_t i = 0; i < dim_; ++i) {
-        square += row[i] * row[i];
-      }
-      norms_[p] = Kind == lloyd_kind::spherical ? std::sqrt(square) : square;
-    }
+  void take_seeds() {
     for (std::size_t c = 0; c < n_clusters_; ++c) {
       // the middle of each of n_clusters equal runs of points
       const std::size_t seed = (2 * c + 1) * n_points_ / (2 * n_clusters_);
-      for (std::size_t i = 0; i < dim_; ++i) {
-        sums_[c * dim_ + i] = static_cast<double>(points_[seed * dim_ + i]);
-      }
+      std::copy_n(points_ + seed * dim_, dim_, sums_ + c * dim_);
       counts_[c] = 1;
     }
-    finish_centroids();
+  }
+
+  void add_up() {
+    std::fill_n(sums_, n_clusters_ * dim_, 0.0);
+    std::fill_n(counts_, n_clusters_, 0U);
+    for (std::size_t p = 0; p < n_points_; ++p) {
+      const float* row = points_ + p * dim_;
+      double* sum = sums_ + assignment_[p] * dim_;
+      ++counts_[assignment_[p]];
+      for (std::size_t i = 0; i < dim_; ++i) {
+        sum[i] += static_cast<double>(row[i]);
+      }
+    }
   }
 
   /// Centroids from sums and counts. A cluster whose sum vanishes, or that is empty, keeps a zero vector:
@@ -130,42 +128,24 @@ class lloyd {
         centroid[i] = static_cast<float>(sum[i] * scale);
       }
     }
-    for (std::size_t c = n_clusters_;
-         c < panel_shape::n_panels(n_clusters_) * panel_shape::panel_width; ++c) {
-      biases_[c] = std::numeric_limits<float>::lowest();
-    }
-    pack_panels_of_rows(centroids_, n_clusters_, dim_, panels_);
   }
 
-  void update() {
-    std::fill_n(sums_, n_clusters_ * dim_, 0.0);
-    std::fill_n(counts_, n_clusters_, 0U);
-    for (std::size_t p = 0; p < n_points_; ++p) {
-      const float* row = points_ + p * dim_;
-      double* sum = sums_ + assignment_[p] * dim_;
-      ++counts_[assignment_[p]];
-      for (std::size_t i = 0; i < dim_; ++i) {
-        sum[i] += static_cast<double>(row[i]);
-      }
-    }
-    finish_centroids();
-  }
+  struct fit {
+    float misfit;     // 1 − cosine, or the squared distance
+    float tolerated;  // what rounding alone may make of it
+  };
 
-  void assign() {
-    for (std::size_t b = 0; b < panel_shape::n_blocks(n_points_); ++b) {
-      const std::size_t first = b * block_rows;
-      largest_scores(blocks_ + first * dim_, std::min(block_rows, n_points_ - first), panels_,
-                     biases_, n_clusters_, dim_, &assignment_[first], scores_ + first);
+  fit fit_of(std::size_t p) const {
+    constexpr float rounding = 1e-5F;
+    const float* row = points_ + p * dim_;
+    const std::uint32_t c = assignment_[p];
+    const float square = dot_product(row, row, dim_);
+    const float score = dot_product(row, centroids_ + c * dim_, dim_) + biases_[c];
+    if constexpr (Kind == lloyd_kind::spherical) {
+      return {square > 0 ? 1.0F - score / std::sqrt(square) : 0.0F, rounding};
+    } else {
+      return {square - 2.0F * score, rounding * square};
     }
-  }
-
-  /// How badly a point fits its centroid: 1 − cosine, or the squared distance as a share of ‖x‖².
-  float misfit(std::size_t p) const {
-    if (norms_[p] == 0) {
-      return Kind == lloyd_kind::spherical ? 0.0F : -2.0F * scores_[p];
-    }
-    return Kind == lloyd_kind::spherical ? 1.0F - scores_[p] / norms_[p]
-                                         : norms_[p] - 2.0F * scores_[p];
   }
 
   /// Every empty cluster takes the worst-fitting point of a cluster that has more than one. Points that fit
@@ -175,18 +155,16 @@ class lloyd {
     for (const std::uint32_t cluster : assignment_) {
       ++counts_[cluster];
     }
-    const auto n_empty = static_cast<std::size_t>(std::count(counts_, counts_ + n_clusters_, 0U));
-    if (n_empty == 0) {
+    if (std::count(counts_, counts_ + n_clusters_, 0U) == 0) {
       return;
     }
-    constexpr float rounding = 1e-5F;
-    float* misfits = scores_;
+    float* misfits = scratch_.misfits.take(n_points_);
     std::uint32_t* candidates = scratch_.candidates.take(n_points_);
     std::size_t n_candidates = 0;
     for (std::size_t p = 0; p < n_points_; ++p) {
-      const float tolerated = Kind == lloyd_kind::spherical ? rounding : rounding * norms_[p];
-      misfits[p] = misfit(p);
-      if (misfits[p] > tolerated) {
+      const fit found = fit_of(p);
+      misfits[p] = found.misfit;
+      if (found.misfit > found.tolerated) {
         candidates[n_candidates++] = static_cast<std::uint32_t>(p);
       }
     }
@@ -218,13 +196,10 @@ class lloyd {
   std::span<std::uint32_t> assignment_;
   clustering_scratch& scratch_;
   float* centroids_;
+  float* biases_;
   double* sums_;
   std::uint32_t* counts_;
-  float* scores_;
-  float* norms_;
-  float* blocks_;
-  float* panels_;
-  float* biases_;
+  Nearest nearest_;
 };
 
 /// The cases every k-means has before it starts. Returns 0 when there is real work to do.

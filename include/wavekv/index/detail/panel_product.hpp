@@ -120,11 +120,11 @@ HWY_INLINE void tile_scores(const float* block, const float* panel, std::size_t 
               std::make_index_sequence<panel_shape::block_rows>());
 }
 
-/// For the rows of one packed block: the column of the largest score (ties: the smaller column) and that score.
+/// For the rows of one packed block: the column of the largest score (ties: the smaller column).
 /// @param bias  [n_panels · panel_width]; padding columns must hold the lowest float, so that they never win
 inline void largest_scores(const float* block, std::size_t n_rows, const float* panels,
                            const float* bias, std::size_t n_columns, std::size_t dim,
-                           std::uint32_t* column, float* score) {
+                           std::uint32_t* column) {
   constexpr std::size_t lanes = panel_shape::lanes;
   const panel_shape::tag d;
   const hn::RebindToSigned<panel_shape::tag> di;
@@ -166,8 +166,25 @@ inline void largest_scores(const float* block, std::size_t n_rows, const float* 
       }
     }
     column[r] = static_cast<std::uint32_t>(winner);
-    score[r] = top;
   }
+}
+
+/// x·y in float. The order of the sum depends on dim and the vector length alone.
+inline float dot_product(const float* x, const float* y, std::size_t dim) {
+  constexpr std::size_t lanes = panel_shape::lanes;
+  const panel_shape::tag d;
+  auto even = hn::Zero(d);
+  auto odd = hn::Zero(d);
+  std::size_t i = 0;
+  for (; i + 2 * lanes <= dim; i += 2 * lanes) {
+    even = hn::MulAdd(hn::LoadU(d, x + i), hn::LoadU(d, y + i), even);
+    odd = hn::MulAdd(hn::LoadU(d, x + i + lanes), hn::LoadU(d, y + i + lanes), odd);
+  }
+  float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
+  for (; i < dim; ++i) {
+    sum += x[i] * y[i];
+  }
+  return sum;
 }
 
 }  // namespace wavekv::detail
