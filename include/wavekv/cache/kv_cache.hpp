@@ -15,6 +15,7 @@
 #include <wavekv/cache/cache_options.hpp>
 #include <wavekv/cache/checks.hpp>
 #include <wavekv/cache/layer_state.hpp>
+#include <wavekv/cache/prefill_pass.hpp>
 #include <wavekv/cache/sequence_table.hpp>
 #include <wavekv/cache/statistics.hpp>
 #include <wavekv/core/geometry.hpp>
@@ -313,7 +314,9 @@ class kv_cache {
     detail::check_shape("out", out, n, geometry_.n_query_heads, geometry_.value_dim);
     detail::check_optional_shape("lse", lse, n, geometry_.n_query_heads);
     detail::stage_rows(state.tail, keys, values);
-    step_stats done;
+    const borrowed_scratch scratch(*this);
+    const step_stats done = scratch->prefill.run(geometry_, layer, state, reader_,
+                                                 options_.executor, queries, out, lse);
     commit(state, layer, n, false, queries);
     return done;
   }
@@ -338,6 +341,7 @@ class kv_cache {
     std::vector<std::pair<std::size_t, std::size_t>> places;  // (query, KV head) of each request
     std::vector<float> queries;  // [n_queries, n_query_heads, key_dim], scaled
     sealer<Scalar, Index, segment_type> segments;
+    prefill_pass<Scalar, Buffer, segment_type> prefill;
   };
 
   // A scratch for the length of a call; calls for different layers at once get one each.
