@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <span>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <wavekv/attention/exact.hpp>
+#include <wavekv/core/scalar.hpp>
+
+#include "reference/fresh_seed.hpp"
+#include "reference/full_attention.hpp"
+#include "reference/guarded_array.hpp"
+
+using wavekv::bf16;
+using wavekv::f16;
+using wavekv_test::guarded_array;
+
+namespace {
+
+constexpr float poison = std::numeric_limits<float>::quiet_NaN();
+
+template <class S>
+void fill(S* data, std::size_t n, std::mt19937_64& random, float size = 1.0F) {
+  std::normal_distribution<float> normal;
+  for (std::size_t i = 0; i < n; ++i) data[i] = wavekv::from_float<S>(size * normal(random));
+}
+
+template <class Range>
+std::vector<double> doubles(const Range& range) {
+  std::vector<double> result;
+  for (std::size_t i = 0; i < range.size(); ++i)
+    result.push_back(static_cast<double>(wavekv::to_float(range[i])));
+  return result;
+}
+
+// One KV head, n_q query heads: the oracle on what is stored.
+template <class Keys, class Values>
+wavekv_test::reference_attention oracle(const guarded_array<float>& q, const Keys& keys,
+                                        const Values& values, std::size_t n_q, std::size_t key_dim,
+                                        std::size_t value_dim, float softcap) {
+  wavekv_test::reference_geometry shape;
+  shape.n_query_heads = n_q;
+  shape.key_dim = key_dim;
+  shape.value_dim = value_dim;
+  shape.logit_softcap = static_cast<double>(softcap);
+  const auto k = doubles(keys);
+  const auto v = doubles(values);
+  return wavekv_test::full_attention<float, double, double>(
+      shape, std::span<const float>(q.data(), q.size()), k, v, SIZE_MAX);
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("attend_rows against the oracle", S, float, bf16, f16) {
+  auto random = wavekv_test::generator("attend_rows");
+  for (const std::size_t key_dim : {1, 17, 64, 80, 128}) {
+    for (const std::size_t value_dim : {std::size_t{3}, key_dim}) {
+      for (const std::size_t n_q : {1, 2, 4, 7, 8, 9, 17}) {
+        for (const std::size_t n : {1, 5, 63, 64, 65, 200}) {
+          for (const float softcap : {0.0F, 4.0F}) {
+            guarded_array<float> q(n_q * key_dim);
+            guarded_array<S> keys(n * key_dim);
+            guarded_array<S> values(n * value_dim);
+            // Logits of a few units, so that the softmax is neither flat nor a single token.
+            fill(q.data(), q.size(), random, 3.0F / std::sqrt(static_cast<float>(key_dim)));
+            fill(keys.data(), keys.size(), random);
+            fill(values.data(), values.size(), random);
+
+            wavekv::partial_softmax state(n_q, value_dim);
+            wavekv::attend_rows(wavekv::query_rows{q.data(), n_q, key_dim, key_dim}, keys.data(),
+                                values.data(), n, softcap, state.view());
+            std::vector<float> out(n_q * value_dim, poison);
+            std::vector<float> lse(n_q, poison);
+            wavekv::finish(state.view(), out.data(), value_dim, lse.data());
+
+            const auto expected = oracle(q, keys, values, n_q, key_dim, value_dim, softcap);
+            CAPTURE(key_dim);
+            CAPTURE(n_q);
+            CAPTURE(n);
+            // A logit of size s errs by about s * (key_dim / 16) * 2^-24 or less, and a weight by as
+            // much relatively; two bf16 terms of the query, where used, add 2^-17 per product.
+            CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= 1e-5);
+            for (std::size_t g = 0; g < n_q; ++g)
+              CHECK(static_cast<double>(lse[g]) ==
+                    doctest::Approx(expected.lse[g]).epsilon(1e-5).scale(1.0));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("attend_rows: run by run equals one run", S, float, bf16) {
+  auto random = wavekv_test::generator("attend_rows runs");
+  constexpr std::size_t dim = 80;
+  constexpr std::size_t n_q = 4;
+  constexpr std::size_t n = 300;
+  std::vector<float> q(n_q * dim);
+  std::vector<S> keys(n * dim);
+  std::vector<S> values(n * dim);
+  fill(q.data(), q.size(), random, 0.3F);
+  fill(keys.data(), keys.size(), random);
+  fill(values.data(), values.size(), random);
+  const wavekv::query_rows queries{q.data(), n_q, dim, dim};
+  wavekv::partial_softmax whole(n_q, dim);
+  wavekv::attend_rows(queries, keys.data(), values.data(), n, 0.0F, whole.view());
+  wavekv::partial_softmax runs(n_q, dim);
+  for (std::size_t r = 0; r < n;) {
+    const std::size_t length = std::min<std::size_t>(n - r, random() % 50);
+    wavekv::attend_rows(queries, keys.data() + r * dim, values.data() + r * dim, length, 0.0F,
+                        runs.view());
+    r += length;
+  }
+  std::vector<float> a(n_q * dim);
+  std::vector<float> b(n_q * dim);
+  wavekv::finish(whole.view(), a.data(), dim);
+  wavekv::finish(runs.view(), b.data(), dim);
+  CHECK(wavekv_test::relative_error<float, float>(a, b) <= 1e-6);
+}
+
+TEST_CASE("attend_rows: logits of +-10000, equal keys, one key far above the others") {
+  constexpr std::size_t dim = 16;
+  auto random = wavekv_test::generator("extreme");
+  for (const float size : {0.0F, 100.0F, 2500.0F}) {
+    guarded_array<float> q(2 * dim);
+    guarded_array<float> keys(70 * dim);
+    guarded_array<float> values(70 * dim);
+    std::fill(q.begin(), q.end(), 1.0F);
+    fill(keys.data(), keys.size(), random, size);
+    fill(values.data(), values.size(), random);
+    wavekv::partial_softmax state(2, dim);
+    wavekv::attend_rows(wavekv::query_rows{q.data(), 2, dim, dim}, keys.data(), values.data(), 70,
+                        0.0F, state.view());
+    std::vector<float> out(2 * dim, poison);
+    std::vector<float> lse(2, poison);
+    wavekv::finish(state.view(), out.data(), dim, lse.data());
+    const auto expected = oracle(q, keys, values, 2, dim, dim, 0.0F);
+    // An error of a logit is an error of the weight: 10^4 logits carry 16 roundings of 2^-11 each.
+    const double bound = 1e-5 + 16.0 * 4.0 * static_cast<double>(size) * 0x1p-24;
+    CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= bound);
+    CHECK(static_cast<double>(lse[0]) ==
+          doctest::Approx(expected.lse[0]).epsilon(1e-6).scale(bound * 1e6));
+  }
+}
+
+TEST_CASE("accumulate_rows: masked logits") {
+  constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+  std::vector<float> values(100 * 5, 2.0F);
+  std::vector<float> logits(100, minus_infinity);
+  wavekv::partial_softmax state(1, 5);
+  wavekv::accumulate_rows(logits.data(), 100, values.data(), 100, wavekv::accumulation::add,
+                          state.view());
+  CHECK(state.view().is_empty(0));
+  CHECK(state.view().denominator[0] == 0.0F);
+  logits[77] = -1e4F;
+  wavekv::accumulate_rows(logits.data(), 100, values.data(), 100, wavekv::accumulation::add,
+                          state.view());
+  CHECK(state.view().max[0] == -1e4F);
+  CHECK(state.view().denominator[0] == 1.0F);
+  CHECK(state.view().numerator[4] == 2.0F);
+}
+
+TEST_CASE_TEMPLATE("estimate_rows: a cluster counts as its size in equal tokens", S, float, bf16,
+                   f16) {
+  auto random = wavekv_test::generator("estimate_rows");
+  for (const std::size_t n : {1, 8, 64, 130}) {
+    for (const std::size_t n_q : {1, 4, 11}) {
+      constexpr std::size_t dim = 48;
+      constexpr float softcap = 6.0F;
+      guarded_array<float> q(n_q * dim);
+      guarded_array<S> centroids(n * dim);
+      guarded_array<S> means(n * dim);
+      fill(q.data(), q.size(), random, 0.4F);
+      fill(centroids.data(), centroids.size(), random);
+      fill(means.data(), means.size(), random);
+      guarded_array<std::uint16_t> sizes(n);
+      std::vector<S> tokens;
+      std::vector<S> token_values;
+      for (std::size_t r = 0; r < n; ++r) {
+        sizes[r] = static_cast<std::uint16_t>(random() % 6);  // an empty cluster counts nothing
+        for (std::size_t i = 0; i < sizes[r]; ++i) {
+          tokens.insert(tokens.end(), centroids.data() + r * dim, centroids.data() + (r + 1) * dim);
+          token_values.insert(token_values.end(), means.data() + r * dim,
+                              means.data() + (r + 1) * dim);
+        }
+      }
+      if (tokens.empty()) continue;
+
+      const wavekv::query_rows queries{q.data(), n_q, dim, dim};
+      wavekv::partial_softmax state(n_q, dim);
+      std::vector<float> logits(n_q * n, poison);
+      wavekv::estimate_rows(queries, centroids.data(), means.data(), sizes.data(), n, softcap,
+                            logits.data(), n, state.view());
+      std::vector<float> out(n_q * dim, poison);
+      std::vector<float> lse(n_q, poison);
+      wavekv::finish(state.view(), out.data(), dim, lse.data());
+      const auto expected = oracle(q, tokens, token_values, n_q, dim, dim, softcap);
+      CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= 1e-5);
+      CHECK(static_cast<double>(lse[0]) ==
+            doctest::Approx(expected.lse[0]).epsilon(1e-5).scale(1.0));
+
+      std::vector<float> planned(n_q * n, poison);
+      wavekv::score_logits(queries, centroids.data(), n, softcap, planned.data(), n);
+      CHECK(planned == logits);
+
+      // Some clusters are read exactly after all: taken out, and their tokens put in.
+      for (std::size_t r = 0; r < n; r += 3) {
+        wavekv::accumulate_rows(logits.data() + r, n, sizes.data() + r, means.data() + r * dim, 1,
+                                wavekv::accumulation::subtract, state.view());
+        for (std::size_t i = 0; i < sizes[r]; ++i)
+          wavekv::attend_rows(queries, centroids.data() + r * dim, means.data() + r * dim, 1,
+                              softcap, state.view());
+      }
+      wavekv::finish(state.view(), out.data(), dim, lse.data());
+      CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= 2e-5);
+    }
+  }
+}
