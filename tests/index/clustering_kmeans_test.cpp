@@ -378,3 +378,101 @@ TEST_CASE("spherical k-means: mean cosine on normal data, 8192 x 128 -> 512, is 
   CHECK(made.n_clusters == 512);
   CHECK(mean_cosine(keys, 128, made.assignment, made.n_clusters) >= 0.397);
 }
+
+namespace {
+
+std::vector<float> keys_of_kind(int kind, std::size_t n, std::size_t dim) {
+  std::vector<float> keys = normal_rows(n, dim, 101);
+  for (std::size_t t = 0; t < n; ++t) {
+    for (std::size_t i = 0; i < dim; ++i) {
+      float& element = keys[t * dim + i];
+      switch (kind) {
+      case 1:
+        element += static_cast<float>(i % 5) * 8.0F;
+        break;  // an offset common to all
+      case 2:
+        element *= i == 0 ? 20.0F : 1.0F;
+        break;  // one dimension holds the norm
+      case 3:
+        element *= t == n / 2 ? 1000.0F : 1.0F;
+        break;  // one huge outlier
+      case 4:
+        element = keys[t % 10 * dim + i];
+        break;  // many equal keys
+      case 5:
+        element *=
+            t % 3 == 0 ? 1e-20F : (t % 3 == 1 ? 0.0F : 1.0F);  // tiny ones and zeros among others
+      default:
+        break;
+      }
+    }
+  }
+  return keys;
+}
+
+/// The centroid a finder names must be the best of all in double precision, up to the rounding of a float sum.
+template <class Nearest>
+void check_nearest(const std::vector<float>& points, std::size_t dim, std::size_t n_clusters,
+                   bool euclidean) {
+  const std::size_t n = points.size() / dim;
+  clustering_scratch scratch;
+  std::vector<float> centroids(n_clusters * dim);
+  std::vector<float> biases(n_clusters, 0.0F);
+  for (std::size_t c = 0; c < n_clusters; ++c) {
+    const float* first = &points[c % n * dim];
+    const float* second = &points[(7 * c + 3) % n * dim];
+    for (std::size_t i = 0; i < dim; ++i) {
+      centroids[c * dim + i] = 0.5F * (first[i] + second[i]);
+    }
+    if (euclidean) {
+      for (std::size_t i = 0; i < dim; ++i) {
+        biases[c] -= 0.5F * centroids[c * dim + i] * centroids[c * dim + i];
+      }
+    }
+  }
+  std::vector<std::uint32_t> assignment(n, 0xDEAD'BEEFU);
+  Nearest nearest(points.data(), n, dim, n_clusters, scratch);
+  nearest.set_centroids(centroids.data(), biases.data());
+  nearest.assign(assignment);
+  const std::vector<double> wide_points = widened(points);
+  const std::vector<double> wide_centroids = widened(centroids);
+  std::size_t n_wrong = 0;
+  for (std::size_t p = 0; p < n; ++p) {
+    const double* point = &wide_points[p * dim];
+    double best = -INFINITY;
+    double largest = 0;
+    for (std::size_t c = 0; c < n_clusters; ++c) {
+      const double* centroid = &wide_centroids[c * dim];
+      best = std::max(best, dot(point, centroid, dim) + static_cast<double>(biases[c]));
+      largest = std::max(largest, std::sqrt(dot(point, point, dim) * dot(centroid, centroid, dim)) +
+                                      std::abs(static_cast<double>(biases[c])));
+    }
+    REQUIRE(assignment[p] < n_clusters);
+    const double got = dot(point, &wide_centroids[assignment[p] * dim], dim) +
+                       static_cast<double>(biases[assignment[p]]);
+    n_wrong += got < best - 1e-6 * largest ? 1U : 0U;
+  }
+  CHECK(n_wrong == 0);
+}
+
+}  // namespace
+
+TEST_CASE("k-means: the centroid found is the best of all") {
+  for (const int kind : {0, 1, 2, 3, 4, 5}) {
+    for (const std::size_t dim : {1U, 4U, 13U, 64U, 128U, 250U}) {
+      for (const std::size_t n_clusters : {1U, 2U, 33U, 64U, 129U, 400U}) {
+        for (const bool euclidean : {false, true}) {
+          CAPTURE(kind);
+          CAPTURE(dim);
+          CAPTURE(n_clusters);
+          CAPTURE(euclidean);
+          const std::vector<float> points = keys_of_kind(kind, 301, dim);
+          check_nearest<wavekv::detail::nearest_float>(points, dim, n_clusters, euclidean);
+#if WAVEKV_DETAIL_EIGHT_BIT
+          check_nearest<wavekv::detail::nearest_eight_bit>(points, dim, n_clusters, euclidean);
+#endif
+        }
+      }
+    }
+  }
+}

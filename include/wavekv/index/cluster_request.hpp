@@ -60,6 +60,7 @@ class clustering_scratch {
   buffer<float> padded_biases;       ///< the same, padded to whole panels
   buffer<float> centroids;           ///< [n_clusters, dim]
   buffer<double> sums;               ///< [n_clusters, dim]
+  buffer<double> mean;               ///< [dim]
   buffer<float> misfits;             ///< one per point
   buffer<std::uint32_t> counts;      ///< one per cluster
   buffer<std::uint32_t> candidates;  ///< one per point
