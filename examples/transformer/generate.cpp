@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// wavekv_generate: text from a model directory, its KV cache a wavekv::kv_cache.
+#include <cstdio>
+#include <exception>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "comparison.hpp"
+#include "error.hpp"
+#include "generation.hpp"
+#include "interrupt.hpp"
+#include "model.hpp"
+#include "needle.hpp"
+#include "progress.hpp"
+#include "run_options.hpp"
+#include "sampler.hpp"
+#include "tokenizer.hpp"
+#include "unicode.hpp"
+#include "wave_attention.hpp"
+
+namespace {
+
+using namespace transformer;
+
+using cache_type = wavekv::kv_cache<>;
+using attention = wave_attention<cache_type>;
+using probe = error_probe<cache_type>;
+
+struct options : run_options {
+  std::string prompt;
+  std::filesystem::path prompt_file;
+  std::size_t needle_tokens = 0;
+  std::size_t needles = 0;  // 0: by length
+  std::string cache = "default";
+  bool compare = false;
+  std::size_t max_tokens = 0;  // 0: by kind of prompt
+  float temperature = 0;
+  float top_p = 1;
+  std::string bos = "auto";
+  bool ignore_end = false;
+  std::filesystem::path json;
+};
+
+void parse_command_line(CLI::App& app, options& options) {
+  auto* prompt = app.add_option_group("prompt", "One of these");
+  prompt->add_option("--prompt", options.prompt, "The text to continue");
+  prompt->add_option("--prompt-file", options.prompt_file, "A file that holds it")
+      ->check(CLI::ExistingFile);
+  prompt
+      ->add_option("--needle", options.needle_tokens,
+                   "Hide facts in a text of this many tokens and ask for one")
+      ->check(CLI::Range(64, 16'777'216));
+  prompt->require_option(1);
+  add_common_options(app, options);
+  app.add_option("--cache", options.cache,
+                 "How attention reads the cache: exact (all of it), fixed (fixed shares of the "
+                 "clusters), error (until the "
+                 "predicted error is small), verified (and checked by sampling), none (sink and "
+                 "window only)")
+      ->capture_default_str()
+      ->check(CLI::IsMember(bound_names()));
+  app.add_flag(
+      "--compare", options.compare,
+      "Decode twice from one prefill, with full attention and with --cache; print a table");
+  app.add_option("--needles", options.needles, "Facts to hide (default: by length)")
+      ->check(CLI::Range(1, 10'000));
+  app.add_option("--max-tokens", options.max_tokens,
+                 "Tokens to generate (default: 256; 64 with --needle)");
+  app.add_option("--temperature", options.temperature, "0: greedy")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 100.0));
+  app.add_option("--top-p", options.top_p,
+                 "Sample from the likeliest tokens of this total probability")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--bos", options.bos,
+                 "Begin with the BOS token: as the tokenizer says, always, never")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "yes", "no"}));
+  app.add_flag("--ignore-end", options.ignore_end, "Go on after an end token");
+  app.add_option("--json", options.json, "Write all figures to this file");
+}
+
+struct prompt {
+  std::vector<token_id> tokens;
+  std::optional<needle> asked;  // with --needle
+};
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw model_error(path.string() + ": cannot open");
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+std::vector<token_id> prefix(const options& options, const tokenizer& tokenizer,
+                             const model_config& config) {
+  if (options.bos == "no") return {};
+  if (options.bos == "auto" || !tokenizer.prefix().empty()) return tokenizer.prefix();
+  if (!config.bos_id)
+    throw model_error("--bos yes: neither the tokenizer nor config.json names a BOS token");
+  return {*config.bos_id};
+}
+
+prompt make_needle_prompt(const options& options, tokenizer& tokenizer) {
+  needle_maker maker(tokenizer, haystack_text(haystack_path(options)), needle_words(options.model));
+  const std::size_t n =
+      options.needles > 0 ? options.needles : default_needles(options.needle_tokens);
+  auto hay = maker.make(options.needle_tokens, n, options.seed);
+  const needle asked = hay.needles[options.seed % n];
+  const auto question = maker.question(asked.word);
+  hay.tokens.insert(hay.tokens.end(), question.begin(), question.end());
+  std::printf("%zu needles in %zu tokens; asked for \"%s\", hidden at %.0f %% of the text\n", n,
+              options.needle_tokens, asked.word.c_str(), 100 * asked.depth);
+  return {std::move(hay.tokens), asked};
+}
+
+prompt make_prompt(const options& options, tokenizer& tokenizer, const model_config& config) {
+  if (options.needle_tokens > 0) return make_needle_prompt(options, tokenizer);
+  const auto text = options.prompt_file.empty() ? options.prompt : read_file(options.prompt_file);
+  prompt prompt{prefix(options, tokenizer, config), std::nullopt};
+  for (const token_id id : tokenizer.encode(text)) prompt.tokens.push_back(id);
+  if (prompt.tokens.empty()) throw model_error("the prompt has no tokens");
+  return prompt;
+}
+
+double read_with_progress(model& model, session& session, const prompt& prompt,
+                          const options& options) {
+  progress bar("prefill", prompt.tokens.size());
+  try {
+    const double seconds = read_prompt(model, session, prompt.tokens, options.chunk,
+                                       [&](double n_done) { bar.update(n_done); });
+    bar.finish();
+    return seconds;
+  } catch (...) {
+    bar.finish();
+    throw;
+  }
+}
+
+stop_options stop_rule(const options& options) {
+  const std::size_t fallback = options.needle_tokens > 0 ? 64 : 256;
+  return {options.max_tokens > 0 ? options.max_tokens : fallback, !options.ignore_end};
+}
+
+sampler make_sampler(const options& options) {
+  return sampler({options.temperature, options.top_p, options.seed});
+}
+
+/// Prints tokens as text while they come.
+class text_printer {
+ public:
+  explicit text_printer(const tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  void operator()(token_id token) {
+    std::cout << stream_.push(tokenizer_.bytes(token)) << std::flush;
+  }
+  void finish() { std::cout << stream_.finish() << '\n'; }
+
+ private:
+  const tokenizer& tokenizer_;
+  utf8_stream stream_;
+};
+
+std::string answer_of(const generation& generated, const tokenizer& tokenizer,
+                      const prompt& prompt) {
+  const auto text = tokenizer.decode(generated.tokens);
+  return prompt.asked ? leading_number(text) : text;
+}
+
+void report_needle(const prompt& prompt, const std::string& answer) {
+  if (!prompt.asked) return;
+  std::printf("expected %s, found %s: %s\n", prompt.asked->number.c_str(),
+              answer.empty() ? "nothing" : answer.c_str(),
+              answer == prompt.asked->number ? "right" : "WRONG");
+}
+
+void write_json(const options& options, const nlohmann::json& json) {
+  if (options.json.empty()) return;
+  std::ofstream out(options.json);
+  out << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
+  if (!out) throw model_error(options.json.string() + ": cannot write");
+}
+
+nlohmann::json prompt_json(const options& options, const prompt& prompt, double prefill_seconds) {
+  nlohmann::json json = {{"prompt_tokens", prompt.tokens.size()},
+                         {"prefill_seconds", prefill_seconds},
+                         {"cache", options.cache}};
+  if (prompt.asked)
+    json["needle"] = {{"word", prompt.asked->word},
+                      {"number", prompt.asked->number},
+                      {"depth", prompt.asked->depth}};
+  return json;
+}
+
+/// The plain run: one sequence, text as it comes.
+bool run_once(const options& options, model& model, const tokenizer& tokenizer,
+              const prompt& prompt, cache_type& cache) {
+  auto session =
+      model.start(std::make_unique<attention>(cache, make_bound(options.cache, options)));
+  const double prefill_seconds = read_with_progress(model, session, prompt, options);
+  text_printer printer(tokenizer);
+  const auto generated = generate(model, session, prompt.tokens.back(), make_sampler(options),
+                                  stop_rule(options), [&](token_id token) { printer(token); });
+  printer.finish();
+  const side wave{options.cache, answer_of(generated, tokenizer, prompt), generated,
+                  static_cast<const attention&>(*session.attention).record()};
+  report_needle(prompt, wave.answer);
+  std::fprintf(stderr, "prefill %.1f s (%.0f tokens/s), decode %.1f tokens/s\n", prefill_seconds,
+               static_cast<double>(prompt.tokens.size()) / prefill_seconds,
+               generated.tokens_per_second());
+  auto json = prompt_json(options, prompt, prefill_seconds);
+  json["run"] = to_json(wave);
+  write_json(options, json);
+  return !generated.interrupted;
+}
+
+/// One decode from a fork of the prompt, answered by `bound`.
+side decode_fork(const std::string& name, const any_bound& bound, const options& options,
+                 model& model, const tokenizer& tokenizer, const prompt& prompt,
+                 const session& read) {
+  const auto& parent = static_cast<const attention&>(*read.attention);
+  auto session = read.fork(std::make_unique<attention>(parent, bound));
+  auto generated =
+      generate(model, session, prompt.tokens.back(), make_sampler(options), stop_rule(options));
+  const auto& record = static_cast<const attention&>(*session.attention).record();
+  return {name, answer_of(generated, tokenizer, prompt), generated, record};
+}
+
+/// The steps of `wave` once more, untimed, each beside full attention on the same cache.
+std::vector<float> true_errors(const side& wave, const any_bound& bound, model& model,
+                               const prompt& prompt, const session& read) {
+  const auto& parent = static_cast<const attention&>(*read.attention);
+  auto session = read.fork(std::make_unique<probe>(parent, bound));
+  replay(model, session, prompt.tokens.back(), wave.generated);
+  return static_cast<const probe&>(*session.attention).record().true_errors;
+}
+
+/// One prefill, then the same decode with full attention and with the bound, each timed alone.
+bool run_comparison(const options& options, model& model, const tokenizer& tokenizer,
+                    const prompt& prompt, cache_type& cache) {
+  const auto bound = make_bound(options.cache, options);
+  auto read = model.start(std::make_unique<attention>(cache, bound));
+  const double prefill_seconds = read_with_progress(model, read, prompt, options);
+  const auto full =
+      decode_fork("full attention", wavekv::exact{}, options, model, tokenizer, prompt, read);
+  auto wave = decode_fork("wave index", bound, options, model, tokenizer, prompt, read);
+  if (full.generated.interrupted || wave.generated.interrupted) return false;
+  wave.record.true_errors = true_errors(wave, bound, model, prompt, read);
+  std::cout << tokenizer.decode(wave.generated.tokens) << "\n\n";
+  report_needle(prompt, wave.answer);
+  std::cout << comparison_table(full, wave, prefill_seconds, prompt.tokens.size()) << std::flush;
+  auto json = prompt_json(options, prompt, prefill_seconds);
+  json["full"] = to_json(full);
+  json["wave"] = to_json(wave);
+  write_json(options, json);
+  return true;
+}
+
+int run(const options& options) {
+  use_threads(options);
+  model model(options.model);
+  tokenizer tokenizer(options.model);
+  const auto prompt = make_prompt(options, tokenizer, model.config());
+  if (prompt.tokens.size() > model.config().max_positions)
+    std::fprintf(stderr, "warning: the prompt has %zu tokens, the model was made for %zu\n",
+                 prompt.tokens.size(), model.config().max_positions);
+  cache_type cache(cache_geometry(model.config(), model.n_full_layers()));
+  const bool complete = options.compare ? run_comparison(options, model, tokenizer, prompt, cache)
+                                        : run_once(options, model, tokenizer, prompt, cache);
+  return complete ? 0 : interrupted_status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Generates text with a transformer whose KV cache is a wavekv wave index.");
+  options options;
+  parse_command_line(app, options);
+  CLI11_PARSE(app, argc, argv);
+  catch_interrupts();
+  try {
+    return run(options);
+  } catch (const interrupted_error&) {
+    return interrupted_status;
+  } catch (const std::exception& e) {
+    std::fflush(stdout);
+    std::fprintf(stderr, "wavekv_generate: %s\n", e.what());
+    return 1;
+  }
+}

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include "wave_attention.hpp"
+
+namespace transformer {
+
+template class wave_attention<wavekv::kv_cache<>>;
+template class error_probe<wavekv::kv_cache<>>;
+
+}  // namespace transformer

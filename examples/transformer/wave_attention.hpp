@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <memory>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <wavekv/wavekv.hpp>
+
+#include "bounds.hpp"
+#include "config.hpp"
+#include "full_attention.hpp"
+
+namespace transformer {
+
+/// @brief The sizes wavekv needs. Only full-attention layers are layers of the cache.
+inline wavekv::geometry cache_geometry(const model_config& config, std::size_t n_full_layers) {
+  wavekv::geometry sizes;
+  sizes.n_layers = n_full_layers;
+  sizes.n_query_heads = config.n_query_heads;
+  sizes.n_kv_heads = config.n_kv_heads;
+  sizes.key_dim = config.head_dim;
+  sizes.value_dim = config.head_dim;
+  return sizes;
+}
+
+/// @brief What the decode steps of one sequence did.
+struct decode_record {
+  wavekv::step_stats total;             ///< added up over steps and layers
+  std::vector<float> predicted_errors;  ///< one per step and layer: that of the worst head
+  std::vector<float> true_errors;  ///< one per step, layer and query head; only with error_probe
+};
+
+/// @brief A sequence whose full-attention layers live in a wavekv::kv_cache: the calls to make, and
+/// where.
+/// @tparam Cache a wavekv::kv_cache; must outlive this object
+template <class Cache>
+class wave_attention : public full_attention {
+ public:
+  wave_attention(Cache& cache, any_bound bound)
+      : cache_(&cache), sequence_(cache.create()), bound_(std::move(bound)) {}
+
+  /// @brief A fork of `other` that is answered by another bound. Sealed segments are shared, not
+  /// copied.
+  wave_attention(const wave_attention& other, any_bound bound)
+      : cache_(other.cache_),
+        sequence_(other.cache_->fork(other.sequence_)),
+        bound_(std::move(bound)) {}
+
+  ~wave_attention() override { cache_->release(sequence_); }
+  wave_attention(const wave_attention&) = delete;
+  wave_attention& operator=(const wave_attention&) = delete;
+
+  // A prompt is attended exactly; its queries teach the clustering what is looked for.
+  void prefill(const attention_input& in, float* out) override {
+    cache_->prefill(sequence_, in.layer, queries(in), keys(in), values(in), output(in, out));
+  }
+
+  void append(const attention_input& in) override {
+    cache_->append(sequence_, in.layer, keys(in), values(in), queries(in));
+  }
+
+  // The prompt is complete: what waits in the tail becomes part of the index.
+  void end_prompt() override { cache_->seal(sequence_); }
+
+  // A step: first the token's own key and value, then the question.
+  void decode(const attention_input& in, float* out) override {
+    cache_->append(sequence_, in.layer, keys(in), values(in));
+    const auto step = std::visit([&](const auto& bound) { return attend(in, out, bound); }, bound_);
+    record_.total += step;
+    record_.predicted_errors.push_back(step.predicted_error);
+  }
+
+  std::unique_ptr<full_attention> fork() const override {
+    return std::make_unique<wave_attention>(*this, bound_);
+  }
+
+  /// @brief What decode did so far.
+  const decode_record& record() const noexcept { return record_; }
+
+ protected:
+  template <class Bound>
+  wavekv::step_stats attend(const attention_input& in, float* out, const Bound& bound) {
+    return cache_->attend(sequence_, in.layer, queries(in), output(in, out),
+                          wavekv::tensor_view<float, 2>{}, bound);
+  }
+
+  const wavekv::geometry& sizes() const { return cache_->geometry(); }
+
+  decode_record record_;
+
+ private:
+  using const_view = wavekv::tensor_view<const float, 3>;
+
+  const_view queries(const attention_input& in) const {
+    return wavekv::nhd(in.queries, in.n_tokens, sizes().n_query_heads, sizes().key_dim);
+  }
+  const_view keys(const attention_input& in) const {
+    return wavekv::nhd(in.keys, in.n_tokens, sizes().n_kv_heads, sizes().key_dim);
+  }
+  const_view values(const attention_input& in) const {
+    return wavekv::nhd(in.values, in.n_tokens, sizes().n_kv_heads, sizes().value_dim);
+  }
+  wavekv::tensor_view<float, 3> output(const attention_input& in, float* out) const {
+    return wavekv::nhd(out, in.n_tokens, sizes().n_query_heads, sizes().value_dim);
+  }
+
+  Cache* cache_;
+  wavekv::sequence_id sequence_;
+  any_bound bound_;
+};
+
+/// @brief A wave_attention that asks every question a second time, of full attention over the same
+/// cache, and records how far the two answers lie apart. Too slow to be timed: use it on a fork.
+template <class Cache>
+class error_probe final : public wave_attention<Cache> {
+ public:
+  using wave_attention<Cache>::wave_attention;
+
+  void decode(const attention_input& in, float* out) override {
+    wave_attention<Cache>::decode(in, out);
+    const auto& sizes = this->sizes();
+    exact_.resize(sizes.n_query_heads * sizes.value_dim);
+    this->attend(in, exact_.data(), wavekv::exact{});
+    for (std::size_t head = 0; head < sizes.n_query_heads; ++head)
+      this->record_.true_errors.push_back(relative_error(
+          out + head * sizes.value_dim, exact_.data() + head * sizes.value_dim, sizes.value_dim));
+  }
+
+ private:
+  static float relative_error(const float* found, const float* expected, std::size_t n) {
+    double difference = 0;
+    double norm = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      difference += (double{found[i]} - expected[i]) * (double{found[i]} - expected[i]);
+      norm += double{expected[i]} * expected[i];
+    }
+    return static_cast<float>(std::sqrt(difference / std::max(norm, 1e-30)));
+  }
+
+  std::vector<float> exact_;
+};
+
+// The programs and tests share one compiled copy; a cache is much code.
+extern template class wave_attention<wavekv::kv_cache<>>;
+extern template class error_probe<wavekv::kv_cache<>>;
+
+}  // namespace transformer
