@@ -213,7 +213,8 @@ class kv_cache {
   /// @brief One decode step of a ragged batch: attention of each query over its sequence, by the cache's bound.
   ///
   /// The last query of a sequence sits at its newest token and sees all tokens; the ones before it see one
-  /// less each (speculative verification). They must lie in the window: n_queries <= window_tokens.
+  /// less each (speculative verification). They must lie in the window: n_queries <= window_tokens, and behind what
+  /// is sealed, which after a truncation may reach up to the newest token.
   /// Blocks: yes. Allocates: nothing after warm-up. Deterministic: for the same cache, whatever the executor and the batch.
   /// @param batch    sequences with the number of their queries; a sequence may stand in it twice
   /// @param queries  [sum of n_queries, n_query_heads, key_dim], finite
@@ -587,12 +588,16 @@ class kv_cache {
                     std::size_t query, scratch_type& scratch) const {
     const std::size_t behind = run.n_queries - 1 - i;  // tokens that came after this query's own
     const std::size_t length = state.length();
+    // A sealed segment shows all of its tokens or none, so that what a query must not see has to lie in the tail
+    // (after a truncation it may hold less than the window).
     if (behind != 0 &&
-        (behind >= length || (!state.segments.empty() && behind >= options_.window_tokens))) {
-      throw shape_error(detail::message("attend: ", run.n_queries, " queries for sequence ",
-                                        run.sequence, " of ", length,
-                                        " tokens; allowed: at most window_tokens, which is ",
-                                        options_.window_tokens, ", and at most one per token"));
+        (behind >= length || (!state.segments.empty() &&
+                              (behind >= options_.window_tokens || behind > state.tail.size())))) {
+      throw shape_error(detail::message(
+          "attend: ", run.n_queries, " queries for sequence ", run.sequence, " of ", length,
+          " tokens, ", state.tail.size(),
+          " of them not sealed; allowed: at most window_tokens, which is ", options_.window_tokens,
+          ", at most one per token, and one more than is not sealed"));
     }
     const std::size_t visible = length - behind;
     const std::size_t before_tail = length - state.tail.size();
