@@ -83,10 +83,7 @@ inline void normalize_rows(float* rows, std::size_t n_rows, std::size_t dim, std
                            double weight) {
   double square = 0;
   for (std::size_t r = 0; r < n_rows; ++r) {
-    for (std::size_t i = 0; i < dim; ++i) {
-      const auto element = static_cast<double>(rows[r * stride + i]);
-      square += element * element;
-    }
+    square += static_cast<double>(dot_product(rows + r * stride, rows + r * stride, dim));
   }
   const double deviation = std::sqrt(square / static_cast<double>(n_rows));
   const auto scale = static_cast<float>(deviation > 0 ? weight / deviation : 0.0);
