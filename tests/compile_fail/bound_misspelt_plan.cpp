@@ -11,8 +11,9 @@ struct read_all {
 #else
   void planned(const wavekv::frontier& /*nodes*/, std::span<wavekv::zone> zones) const {
 #endif
-    std::ranges::fill(zones, wavekv::zone::retrieval);
-  }
-};
+      std::ranges::fill(zones, wavekv::zone::retrieval);
+}
+}
+;
 
 wavekv::wave_index<>::with_bound<read_all> chosen;

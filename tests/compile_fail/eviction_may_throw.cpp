@@ -19,4 +19,5 @@ struct always_first {
 };
 
 using buffer = wavekv::wave_buffer<>::with_eviction<always_first>;
-template struct wavekv::wave_buffer<buffer::placement_type, buffer::eviction_type, buffer::transfer_type>;
+template struct wavekv::wave_buffer<buffer::placement_type, buffer::eviction_type,
+                                    buffer::transfer_type>;

@@ -12,4 +12,5 @@ struct fire_and_forget {
 #endif
 };
 
-template struct wavekv::wave_buffer<wavekv::placement::resident, wavekv::eviction::lru, fire_and_forget>;
+template struct wavekv::wave_buffer<wavekv::placement::resident, wavekv::eviction::lru,
+                                    fire_and_forget>;

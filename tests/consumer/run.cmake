@@ -14,12 +14,14 @@ endfunction()
 file(REMOVE_RECURSE "${WORK_DIR}")
 file(COPY "${CMAKE_CURRENT_LIST_DIR}/outside/" DESTINATION "${WORK_DIR}/source")
 
-set(options -G "${GENERATOR}" "-DCMAKE_CXX_COMPILER=${COMPILER}" -DCMAKE_BUILD_TYPE=Release)
+set(options -G "${GENERATOR}" "-DCMAKE_CXX_COMPILER=${COMPILER}")
 if(WAY STREQUAL "package")
   must("${CMAKE_COMMAND}" --install "${WAVEKV_BINARY_DIR}" --prefix "${WORK_DIR}/prefix")
-  list(APPEND options "-DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix" "-DWAVEKV_WANTED=${WAVEKV_VERSION}")
+  list(APPEND options "-DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix" "-DWAVEKV_WANTED=${WAVEKV_VERSION}"
+       -DCMAKE_BUILD_TYPE=Release)
 else()
-  list(APPEND options "-DWAVEKV_DIR=${WAVEKV_SOURCE_DIR}")
+  # Debug: assertions of Highway must not ask for its library
+  list(APPEND options -DCMAKE_BUILD_TYPE=Debug "-DWAVEKV_DIR=${WAVEKV_SOURCE_DIR}")
 endif()
 must("${CMAKE_COMMAND}" -S "${WORK_DIR}/source" -B "${WORK_DIR}/build" ${options})
 must("${CMAKE_COMMAND}" --build "${WORK_DIR}/build")

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#include <all_headers.hpp>
-
-#include <doctest/doctest.h>
-
 #include <string>
+
+#include <all_headers.hpp>
+#include <doctest/doctest.h>
 
 std::string version_seen_by_the_second_unit();
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#include <all_headers.hpp>
-
 #include <string>
+
+#include <all_headers.hpp>
 
 std::string version_seen_by_the_second_unit();
 

@@ -62,19 +62,6 @@ constexpr std::size_t n_kv_heads = 2;
 constexpr std::size_t n_query_heads = 4;
 constexpr std::size_t dim = 64;
 
-template <class Cache>
-std::vector<float> answer(Cache cache, const std::vector<float>& keys,
-                          const std::vector<float>& values, const std::vector<float>& queries,
-                          wavekv::step_stats& stats) {
-  const wavekv::sequence_id sequence = cache.create();
-  cache.append(sequence, 0, wavekv::nhd(keys.data(), n_tokens, n_kv_heads, dim),
-               wavekv::nhd(values.data(), n_tokens, n_kv_heads, dim));
-  std::vector<float> out(n_query_heads * dim);
-  stats = cache.attend(sequence, 0, wavekv::nhd(queries.data(), 1, n_query_heads, dim),
-                       wavekv::nhd(out.data(), 1, n_query_heads, dim));
-  return out;
-}
-
 bool check(bool holds, const char* what) {
   std::printf("%s: %s\n", holds ? "holds" : "DOES NOT HOLD", what);
   return holds;
@@ -97,22 +84,30 @@ int main() {
   const auto values = random(n_tokens * n_kv_heads * dim);
   const auto queries = random(n_query_heads * dim);
 
-  using my_index =
-      wavekv::wave_index<>::with_segment_size<wavekv::segment_size<1024, 512>>::with_bound<
-          share_bound>;
+  using my_index = wavekv::wave_index<>::with_segment_size<
+      wavekv::segment_size<1024, 512>>::with_bound<share_bound>;
   using my_cache =
       wavekv::kv_cache<wavekv::bf16, my_index, wavekv::wave_buffer<>, wavekv::cpu<two_threads>>;
-  using full_cache = wavekv::kv_cache<float, wavekv::wave_index<>::with_bound<wavekv::exact>>;
 
-  const wavekv::geometry geometry{.n_layers = 1,
+  my_cache cache{wavekv::geometry{.n_layers = 1,
                                   .n_query_heads = n_query_heads,
                                   .n_kv_heads = n_kv_heads,
                                   .key_dim = dim,
-                                  .value_dim = dim};
-  wavekv::step_stats stats;
-  const auto full = answer(full_cache{geometry}, keys, values, queries, stats);
-  const auto n_read_by_full = stats.tokens_read;
-  const auto mine = answer(my_cache{geometry}, keys, values, queries, stats);
+                                  .value_dim = dim}};
+  const wavekv::sequence_id sequence = cache.create();
+  cache.append(sequence, 0, wavekv::nhd(keys.data(), n_tokens, n_kv_heads, dim),
+               wavekv::nhd(values.data(), n_tokens, n_kv_heads, dim));
+
+  std::vector<float> mine(n_query_heads * dim);
+  std::vector<float> full(n_query_heads * dim);
+  const auto query = wavekv::nhd(queries.data(), 1, n_query_heads, dim);
+  const auto stats =
+      cache.attend(sequence, 0, query, wavekv::nhd(mine.data(), 1, n_query_heads, dim));
+  const auto n_read_by_full =
+      cache
+          .attend(sequence, 0, query, wavekv::nhd(full.data(), 1, n_query_heads, dim),
+                  wavekv::tensor_view<float, 2>{}, wavekv::exact{})
+          .tokens_read;
 
   double difference = 0.0;
   double norm = 0.0;
