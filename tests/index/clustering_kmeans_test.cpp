@@ -187,6 +187,16 @@ TEST_CASE("k-means: recovers planted clusters") {
   }
 }
 
+TEST_CASE("k-means: stopping once nothing moves gives what further iterations would") {
+  clustering_scratch scratch;
+  const std::vector<float> keys = planted(700, 20, 40, 34, 1.0F, 0.3F).rows;
+  std::vector<std::uint32_t> expected;
+  const std::size_t n_expected = lloyd(widened(keys), 700, 20, 44, 60, true, expected);
+  const clustering made = run(spherical_kmeans<60>{}, request_of(keys, 20, 44), scratch);
+  CHECK(made.n_clusters == n_expected);
+  CHECK(made.assignment == expected);
+}
+
 TEST_CASE("query-metric k-means: tokens with equal keys are told apart by their values") {
   clustering_scratch scratch;
   const std::size_t n = 64;

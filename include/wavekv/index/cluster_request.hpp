@@ -63,6 +63,7 @@ class clustering_scratch {
   buffer<double> mean;               ///< [dim]
   buffer<float> misfits;             ///< one per point
   buffer<std::uint32_t> counts;      ///< one per cluster
+  buffer<std::uint32_t> previous;    ///< one per point
   buffer<std::uint32_t> candidates;  ///< one per point
   buffer<float> factor;              ///< [key_dim, key_dim]: Cholesky factor of the query metric
   buffer<float> factor_panels;       ///< the factor packed for the micro-kernel

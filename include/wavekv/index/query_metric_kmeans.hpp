@@ -58,6 +58,9 @@ struct query_metric_kmeans {
     return run.run(Iterations);
   }
 
+  /// @brief Always equal: the type is the whole choice.
+  friend bool operator==(const query_metric_kmeans&, const query_metric_kmeans&) = default;
+
  private:
   static void place_keys(const cluster_request& request, std::size_t stride, float* points,
                          clustering_scratch& scratch) {

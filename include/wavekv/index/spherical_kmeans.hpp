@@ -47,6 +47,9 @@ struct spherical_kmeans {
                                                      assignment, scratch);
     return run.run(Iterations);
   }
+
+  /// @brief Always equal: the type is the whole choice.
+  friend bool operator==(const spherical_kmeans&, const spherical_kmeans&) = default;
 };
 
 }  // namespace wavekv

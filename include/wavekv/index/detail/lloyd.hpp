@@ -70,15 +70,21 @@ class lloyd {
 
   /// Returns the number of clusters; every one has a point.
   std::size_t run(int n_iterations) {
+    std::uint32_t* previous = scratch_.previous.take(n_points_);
     take_seeds();
     for (int iteration = 0; iteration < n_iterations; ++iteration) {
       if (iteration > 0) {
+        std::copy(assignment_.begin(), assignment_.end(), previous);
         add_up();
       }
       finish_centroids();
       nearest_.set_centroids(centroids_, biases_);
       nearest_.assign(assignment_);
       repair();
+      // The same assignment would give the same centroids, and so on: no further iteration changes anything.
+      if (iteration > 0 && std::equal(assignment_.begin(), assignment_.end(), previous)) {
+        break;
+      }
     }
     return drop_empty_clusters(assignment_, n_clusters_, counts_);
   }
