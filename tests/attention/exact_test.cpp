@@ -38,6 +38,17 @@ std::vector<double> doubles(const Range& range) {
   return result;
 }
 
+// Root mean square of the error. The values are of size 1, and an output errs relative to the values that
+// it averages: where they cancel, its own norm would be the wrong yardstick.
+double error_per_value(const std::vector<float>& a, const std::vector<double>& b) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double delta = static_cast<double>(a[i]) - b[i];
+    sum += delta * delta;
+  }
+  return std::sqrt(sum / static_cast<double>(a.size()));
+}
+
 // One KV head, n_q query heads: the oracle on what is stored.
 template <class Keys, class Values>
 wavekv_test::reference_attention oracle(const guarded_array<float>& q, const Keys& keys,
@@ -84,7 +95,7 @@ TEST_CASE_TEMPLATE("attend_rows against the oracle", S, float, bf16, f16) {
             CAPTURE(n);
             // A logit of size s errs by about s * (key_dim / 16) * 2^-24 or less, and a weight by as
             // much relatively; two bf16 terms of the query, where used, add 2^-17 per product.
-            CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= 1e-5);
+            CHECK(error_per_value(out, expected.out) <= 1e-5);
             for (std::size_t g = 0; g < n_q; ++g)
               CHECK(static_cast<double>(lse[g]) ==
                     doctest::Approx(expected.lse[g]).epsilon(1e-5).scale(1.0));
@@ -142,7 +153,7 @@ TEST_CASE("attend_rows: logits of +-10000, equal keys, one key far above the oth
     const auto expected = oracle(q, keys, values, 2, dim, dim, 0.0F);
     // An error of a logit is an error of the weight: 10^4 logits carry 16 roundings of 2^-11 each.
     const double bound = 1e-5 + 16.0 * 4.0 * static_cast<double>(size) * 0x1p-24;
-    CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= bound);
+    CHECK(error_per_value(out, expected.out) <= bound);
     CHECK(static_cast<double>(lse[0]) ==
           doctest::Approx(expected.lse[0]).epsilon(1e-6).scale(bound * 1e6));
   }
@@ -194,13 +205,17 @@ TEST_CASE_TEMPLATE("estimate_rows: a cluster counts as its size in equal tokens"
       const wavekv::query_rows queries{q.data(), n_q, dim, dim};
       wavekv::partial_softmax state(n_q, dim);
       std::vector<float> logits(n_q * n, poison);
-      wavekv::estimate_rows(queries, centroids.data(), means.data(), sizes.data(), n, softcap,
-                            logits.data(), n, state.view());
+      const guarded_array<float> dispersions(n);  // zero: every token lies at its centroid
+      const std::vector<float> squared_norms(n_q, 1.0F);
+      const wavekv::summary_rows<std::uint16_t, S> summaries{centroids.data(), means.data(),
+                                                             sizes.data(), dispersions.data(), n};
+      wavekv::estimate_rows(queries, squared_norms.data(), summaries, softcap, logits.data(), n,
+                            state.view());
       std::vector<float> out(n_q * dim, poison);
       std::vector<float> lse(n_q, poison);
       wavekv::finish(state.view(), out.data(), dim, lse.data());
       const auto expected = oracle(q, tokens, token_values, n_q, dim, dim, softcap);
-      CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= 1e-5);
+      CHECK(error_per_value(out, expected.out) <= 1e-5);
       CHECK(static_cast<double>(lse[0]) ==
             doctest::Approx(expected.lse[0]).epsilon(1e-5).scale(1.0));
 
@@ -217,7 +232,44 @@ TEST_CASE_TEMPLATE("estimate_rows: a cluster counts as its size in equal tokens"
                               softcap, state.view());
       }
       wavekv::finish(state.view(), out.data(), dim, lse.data());
-      CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= 2e-5);
+      CHECK(error_per_value(out, expected.out) <= 2e-5);
+    }
+  }
+}
+
+TEST_CASE("score_summaries: half the variance of the logit is added, flattened by a softcap") {
+  auto random = wavekv_test::generator("variance");
+  constexpr std::size_t dim = 20;
+  constexpr std::size_t n = 37;
+  constexpr std::size_t n_q = 3;
+  guarded_array<float> q(n_q * dim);
+  guarded_array<float> centroids(n * dim);
+  guarded_array<float> means(n * dim);
+  guarded_array<float> dispersions(n);
+  guarded_array<int> sizes(n);
+  fill(q.data(), q.size(), random);
+  fill(centroids.data(), centroids.size(), random, 0.3F);
+  for (float& x : dispersions) x = static_cast<float>(random() % 1000) * 1e-4F;
+  std::vector<float> squared_norms(n_q, 0.0F);
+  for (std::size_t i = 0; i < q.size(); ++i) squared_norms[i / dim] += q[i] * q[i];
+  const wavekv::query_rows queries{q.data(), n_q, dim, dim};
+  const wavekv::summary_rows<int, float> summaries{centroids.data(), means.data(), sizes.data(),
+                                                   dispersions.data(), n};
+  for (const float softcap : {0.0F, 2.0F}) {
+    std::vector<float> plain(n_q * n, poison);
+    std::vector<float> corrected(n_q * n, poison);
+    wavekv::score_logits(queries, centroids.data(), n, softcap, plain.data(), n);
+    wavekv::score_summaries(queries, squared_norms.data(), summaries, softcap, corrected.data(), n);
+    for (std::size_t i = 0; i < corrected.size(); ++i) {
+      const double s = static_cast<double>(plain[i]);
+      const double cap = static_cast<double>(softcap);
+      // d/dx of cap * tanh(x / cap), at the logit it gives
+      const double slope = cap > 0.0 ? 1.0 - s / cap * (s / cap) : 1.0;
+      const double variance = std::min(static_cast<double>(wavekv::max_logit_variance),
+                                       static_cast<double>(squared_norms[i / n]) *
+                                           static_cast<double>(dispersions[i % n]) * slope * slope);
+      CHECK(static_cast<double>(corrected[i]) ==
+            doctest::Approx(s + 0.5 * variance).epsilon(1e-5).scale(1.0));
     }
   }
 }

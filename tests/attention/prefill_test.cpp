@@ -106,7 +106,13 @@ TEST_CASE_TEMPLATE("prefill_tile against the oracle: cached runs, then a causal 
           CAPTURE(group);
           CAPTURE(n_cached);
           CAPTURE(n_chunk);
-          CHECK(wavekv_test::relative_error<float, double>(out, expected.out) <= 1e-5);
+          // Relative to the values, which are of size 1: where they cancel, the output's norm says little.
+          double sum = 0.0;
+          for (std::size_t i = 0; i < out.size(); ++i) {
+            const double delta = static_cast<double>(out[i]) - expected.out[i];
+            sum += delta * delta;
+          }
+          CHECK(std::sqrt(sum / static_cast<double>(out.size())) <= 1e-5);
           for (std::size_t i = 0; i < lse.size(); ++i) {
             if (!(std::abs(static_cast<double>(lse[i]) - expected.lse[i]) <=
                   1e-5 * (1.0 + std::abs(expected.lse[i]))))
