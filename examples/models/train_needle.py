@@ -237,7 +237,7 @@ class Sequences:
         statements = [[([*self.of, *self.tokens[w], *self.is_, *self.space], "s", w),
                        ([self.digit[d] for d in numbers[w]], "d", w), (self.stop, "s", w)] for w in words]
         n_text = length - 1 - sum(len(p[0]) for p in answers) - sum(len(p[0]) for s in statements for p in s)
-        if n_text < 16:
+        if n_text < 16:  # long words: try others
             return self.make(rng, length)
         start = int(rng.integers(0, len(self.ids) - n_text))
         low, high = np.searchsorted(self.sentence_ends, [start + 1, start + n_text])
@@ -351,7 +351,7 @@ def export(model, tokenizer, words, out, temperature):
         architectures=["SmolLM3ForCausalLM"], model_type="smollm3", dtype="bfloat16", vocab_size=s.vocab, hidden_size=s.hidden,
         intermediate_size=s.mlp, num_hidden_layers=len(s.layers), num_attention_heads=s.n_query_heads, num_key_value_heads=s.n_kv_heads,
         head_dim=s.head_dim, hidden_act="silu", rms_norm_eps=s.norm_eps, max_position_embeddings=MAX_LENGTH, tie_word_embeddings=True,
-        attention_bias=False, attention_dropout=0.0, mlp_bias=False, initializer_range=0.02, use_cache=True, bos_token_id=BOS, eos_token_id=EOS,
+        attention_bias=False, attention_dropout=0.0, mlp_bias=False, initializer_range=0.1, use_cache=True, bos_token_id=BOS, eos_token_id=EOS,
         pad_token_id=PAD, use_sliding_window=True, sliding_window=s.window, no_rope_layer_interval=4,
         no_rope_layers=[int(kind == "L") for kind in s.layers],  # 1 = rotated, in spite of the name
         layer_types=["sliding_attention" if kind == "L" else "full_attention" for kind in s.layers],
@@ -407,7 +407,7 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a batch (default: %(default)s)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096],
-                        help="sequence lengths, one stage after the other, five at most (default: %(default)s)")
+                        help="sequence lengths from 256 on, one stage after the other, five at most (default: %(default)s)")
     parser.add_argument("--muon-lr", type=float, default=0.018, help="learning rate of matrices (default: %(default)s)")
     parser.add_argument("--adam-lr", type=float, default=0.002, help="learning rate of embedding and norms (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=50, help="steps until full learning rate (default: %(default)s)")
@@ -422,9 +422,11 @@ def parse_arguments():
     parser.add_argument("--smoke", action="store_true", help="tiny model, a few dozen steps, made-up text unless --text is given")
     args = parser.parse_args()
     if args.smoke:
-        args.steps, args.batch_tokens, args.lengths, args.log_every, args.threads, args.warmup = 60, 1024, [128, 256], 10, 1, 5
+        args.steps, args.batch_tokens, args.lengths, args.log_every, args.threads, args.warmup = 60, 1536, [384, 512], 10, 1, 5
     elif not args.text:
         parser.error("--text is required (or --smoke)")
+    if min(args.lengths) < 256:
+        parser.error("--lengths: four questions and their statements need 256 tokens")
     return args
 
 
