@@ -154,30 +154,79 @@ void accumulate_rows(const float* logits, std::size_t logits_stride, const S* va
   detail::accumulate_logits(state, logits, logits_stride, detail::counted_once{}, values, n, mode);
 }
 
-/// @brief Adds a run of clusters to the partial softmax of each query through their summaries: a cluster of size
-/// m, centroid c and mean value v counts as m tokens of key c and value v.
+/// @brief Largest variance of a logit inside a cluster that an estimate corrects for: e^(variance / 2) then stays
+/// below 55, so that taking an estimate out again loses less than two digits.
+inline constexpr float max_logit_variance = 8.0F;
+
+/// @brief Variance of the logit inside a cluster: ‖q‖²·dispersion, flattened by a softcap's slope at the logit.
+/// @param squared_norm  ‖scale·q‖²
+inline float logit_variance(float squared_norm, float dispersion, float logit,
+                            float softcap) noexcept {
+  float variance = squared_norm * dispersion;
+  if (softcap > 0.0F) {
+    const float slope = 1.0F - std::min(1.0F, logit / softcap * (logit / softcap));
+    variance *= slope * slope;
+  }
+  return std::min(variance, max_logit_variance);
+}
+
+/// @brief The summaries of a run of clusters.
+template <class Size, scalar S>
+struct summary_rows {
+  const S* centroids = nullptr;        ///< [n, key_dim] contiguous
+  const S* value_means = nullptr;      ///< [n, value_dim] contiguous
+  const Size* sizes = nullptr;         ///< [n] of any arithmetic type, tokens in each cluster
+  const float* dispersions = nullptr;  ///< [n] variance of a key along a mean query direction
+  std::size_t n = 0;                   ///< clusters
+  std::size_t n_following =
+      0;  ///< centroids that lie right behind and are read next: prefetched, too
+};
+
+/// @brief The logits by which clusters are estimated: s = q·c, softcapped, plus half the variance of the logit
+/// inside the cluster, so that size · e^s is the mass of a cluster of normally distributed logits.
 ///
-/// The mass m · e^(q·c) is a lower bound of the cluster's true mass (Jensen). The mean value is stored instead of
-/// the value sum: the same bytes, and it fits f16 whatever the cluster's size.
+/// Without the second term it is a lower bound (Jensen), low by e^(σ²/2) on average.
+/// @param squared_norms  [n_queries] ‖scale·q‖² of each query
+/// @param logits  [n_queries, n] with logits_stride, written
+template <class Size, scalar S>
+void score_summaries(const query_rows& queries, const float* squared_norms,
+                     const summary_rows<Size, S>& summaries, float softcap, float* logits,
+                     std::size_t logits_stride) noexcept {
+  detail::score_run(queries, summaries.centroids, summaries.n, softcap, logits, logits_stride,
+                    summaries.n_following);
+  for (std::size_t g = 0; g < queries.n; ++g) {
+    float* row = logits + g * logits_stride;
+    for (std::size_t r = 0; r < summaries.n; ++r) {
+      row[r] += 0.5F * logit_variance(squared_norms[g], summaries.dispersions[r], row[r], softcap);
+    }
+  }
+}
+
+/// @brief Adds a run of clusters to the partial softmax of each query through their summaries: a cluster counts as
+/// size tokens of the logit that score_summaries gives it and of its mean value.
+///
+/// The mean value is stored instead of the value sum: the same bytes, and it fits f16 whatever the cluster's size.
 /// Complexity and allocation as attend_rows.
 /// @param queries  [n_queries, key_dim], scaled
-/// @param centroids  [n, key_dim] contiguous
-/// @param value_means  [n, value_dim] contiguous
-/// @param sizes  [n] of any arithmetic type, tokens in each cluster
 /// @param softcap  cap of the logits; 0: none
-/// @param logits  [n_queries, n] with logits_stride: receives the softcapped logits, which planning uses
+/// @param logits  [n_queries, n] with logits_stride: receives the logits, which planning uses
 /// @param state  n_queries states, added to
 template <class Size, scalar S>
-void estimate_rows(const query_rows& queries, const S* centroids, const S* value_means,
-                   const Size* sizes, std::size_t n, float softcap, float* logits,
+void estimate_rows(const query_rows& queries, const float* squared_norms,
+                   const summary_rows<Size, S>& summaries, float softcap, float* logits,
                    std::size_t logits_stride, const partial_softmax_view& state) noexcept {
   // By chunks, so that prefetches started by the scores are not forgotten when the means are read.
-  for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
-    const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
-    detail::score_run(queries, centroids + r * queries.dim, n_rows, softcap, logits + r,
-                      logits_stride, n - r - n_rows);
-    detail::accumulate_logits(state, logits + r, logits_stride, sizes + r,
-                              value_means + r * state.value_dim, n_rows, accumulation::add);
+  for (std::size_t r = 0; r < summaries.n; r += detail::chunk_rows) {
+    const std::size_t n = std::min(detail::chunk_rows, summaries.n - r);
+    const summary_rows<Size, S> chunk{summaries.centroids + r * queries.dim,
+                                      summaries.value_means + r * state.value_dim,
+                                      summaries.sizes + r,
+                                      summaries.dispersions + r,
+                                      n,
+                                      summaries.n - r - n};
+    score_summaries(queries, squared_norms, chunk, softcap, logits + r, logits_stride);
+    detail::accumulate_logits(state, logits + r, logits_stride, chunk.sizes, chunk.value_means, n,
+                              accumulation::add);
   }
 }
 

@@ -461,16 +461,27 @@ class kv_cache {
     state.segments.reserve(state.segments.size() + runs.size());
     state.sink.reserve(state.sink.size() + to_sink);
     const borrowed_scratch scratch(*this);
-    auto segments = scratch->segments.seal(
+    auto sealed = scratch->segments.seal(
         state.tail, geometry_.n_kv_heads, geometry_.key_dim, geometry_.value_dim, runs,
         typename Index::clusterer_type{}, metrics, options_.executor,
         [&](aligned_storage<Scalar> rows) { return reader_.keep(std::move(rows)); });
+    if (state.tilts != nullptr) {
+      for (std::size_t head = 0; head < geometry_.n_kv_heads; ++head) {
+        for (std::size_t level = 0; level < max_tree_levels; ++level) {
+          value_tilt tilt = (*state.tilts)[head][level];
+          tilt.add(sealed.tilts[head][level]);
+          sealed.tilts[head][level] = std::move(tilt);
+        }
+      }
+    }
+    auto tilts = std::make_shared<const std::vector<head_tilts>>(std::move(sealed.tilts));
     // From here on nothing throws.
     token_rows<Scalar>::copy_rows(state.tail, 0, state.sink, state.sink.size(), to_sink);
     state.sink.commit(to_sink);
-    for (auto& segment : segments) {
+    for (auto& segment : sealed.segments) {
       state.segments.push_back(std::move(segment));
     }
+    state.tilts = std::move(tilts);
     state.tail.commit(n);
     state.tail.drop_front(row);
   }
@@ -617,6 +628,7 @@ class kv_cache {
     request.key.step = static_cast<std::uint32_t>(visible);
     for (std::size_t head = 0; head < geometry_.n_kv_heads; ++head) {
       request.input.head = head;
+      request.input.tilts = state.tilts == nullptr ? nullptr : &(*state.tilts)[head];
       request.input.queries =
           scratch.queries.data() +
           (query * geometry_.n_query_heads + head * geometry_.group_size()) * geometry_.key_dim;

@@ -14,6 +14,7 @@
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/core/tensor_view.hpp>
 #include <wavekv/index/query_metric.hpp>
+#include <wavekv/index/value_tilt.hpp>
 
 /// @file layer_state.hpp
 /// @brief What one layer of one sequence holds: sink, sealed segments, tail.
@@ -28,7 +29,9 @@ struct layer_state {
   std::vector<std::shared_ptr<const Segment>> segments;
   token_rows<T> tail;
   std::vector<query_metric>
-      metrics;            ///< [n_kv_heads], or empty when the clusterer does not ask for queries
+      metrics;  ///< [n_kv_heads], or empty when the clusterer does not ask for queries
+  /// [n_kv_heads] how values tilt inside clusters, learnt from every segment sealed so far; null before the first
+  std::shared_ptr<const std::vector<head_tilts>> tilts;
   step_stats last;        ///< what the last attend did
   step_stats total;       ///< what all of them did
   std::size_t steps = 0;  ///< attend calls

@@ -30,26 +30,31 @@ struct sample_key {
   std::uint32_t round = 0;  ///< how many plans this query had before
 };
 
-/// @brief Estimates the relative error of a search's output from a sample of the tokens it estimated.
+/// @brief Bounds the relative error of a search's output by a sample of the tokens it estimated.
 ///
 /// A token is drawn with probability p = node's weight / its size, the weight ∝ the group's mean of
-/// share·√(e^σ² - 1). With õ the output, s̃ and v̄ the node's estimate, the residual
-/// (e^s (v - õ) - e^s̃ (v̄ - õ)) / (p·denominator), averaged, is an unbiased estimate of the output's
-/// error (to first order). Measured on trained keys, its norm is above the true error in about 99 %.
+/// share·√(e^σ² - 1). With õ the output, s̃ and ṽ the node's estimate, the residual
+/// (e^s (v - õ) - e^s̃ (ṽ - õ)) / (p·denominator), averaged, is an unbiased estimate of the output's
+/// error r (to first order). Its squared norm is too large by the sample's own scatter, so ‖r‖² is taken
+/// from products of different batches of draws (a U-statistic, unbiased), and its standard error from
+/// leaving out one batch at a time (Efron and Stein, "The jackknife estimate of variance", 1981).
 template <scalar T, class Buffer>
 class error_sampler {
  public:
   using search_type = group_search<T, Buffer>;
 
-  /// @brief Draws n tokens and returns the sampled relative error of every query head, with
-  /// `deviations` standard errors along the sampled error's own direction added.
-  /// Complexity: O(estimated nodes + n_samples · group_size · (key_dim + value_dim)).
+  /// @brief Draws tokens and returns the sampled relative error of every query head: the root of the
+  /// U-statistic with `deviations` of its standard errors added. When only the standard error stands in
+  /// the way of acceptance, more are drawn, up to 8 times as many.
+  /// Complexity: O(estimated nodes + draws · group_size · (key_dim + value_dim)).
   /// Allocates: only while the state grows.
-  /// @param merged  the search's result, not yet divided
+  /// @param merged   the search's result, not yet divided
+  /// @param accepts  called as accepts(relative error) -> bool
+  template <class Accepts>
   std::span<const float> sample(search_type& search, const partial_softmax_view& merged,
                                 std::size_t n_samples, float deviations, const sample_key& key,
                                 typename search_type::reader_type& reader,
-                                typename search_type::lane_type& lane) {
+                                typename search_type::lane_type& lane, Accepts&& accepts) {
     const auto& input = search.input();
     errors_.assign(input.group_size, 0.0F);
     log_normalizer_.resize(input.group_size);
@@ -63,33 +68,36 @@ class error_sampler {
     output_.resize(input.group_size * input.value_dim);
     logits_.resize(input.group_size);
     batch_sums_.assign(n_batches * output_.size(), 0.0F);
-    for (std::size_t g = 0; g < input.group_size; ++g) {
-      const float inverse = merged.denominator[g] > 0.0F ? 1.0F / merged.denominator[g] : 0.0F;
-      for (std::size_t i = 0; i < input.value_dim; ++i) {
-        output_[g * input.value_dim + i] = merged.numerator_of(g)[i] * inverse;
+    finish(merged, output_.data(), input.value_dim);
+    const std::size_t least = (n_samples + n_batches - 1) / n_batches * n_batches;
+    std::size_t drawn = 0;
+    for (std::size_t wanted = least;; wanted *= 2) {
+      for (; drawn < wanted; ++drawn) {
+        draw(search, key, drawn, total, reader, lane);
+      }
+      bool accepted = true;
+      bool may_accept = wanted < 8 * least;
+      for (std::size_t g = 0; g < input.group_size; ++g) {
+        const auto [error, without_deviations] =
+            bound_error(g, input.group_size, input.value_dim, drawn, deviations);
+        errors_[g] = error;
+        accepted = accepted && accepts(error);
+        may_accept = may_accept && accepts(without_deviations);
+      }
+      if (accepted || !may_accept) {
+        break;
       }
     }
-    const std::size_t per_batch = (n_samples + n_batches - 1) / n_batches;
-    for (std::size_t draw = 0; draw < per_batch * n_batches; ++draw) {
-      const auto bits = philox(key.seed, {static_cast<std::uint32_t>(draw) | (key.round << 24U),
-                                          key.step, key.sequence, (key.layer << 16U) ^ key.head});
-      const double at = (static_cast<double>(bits[0]) + 0.5) * 0x1p-32 * total;
-      const auto found = std::upper_bound(cumulative_.begin(), cumulative_.end(), at);
-      const std::size_t i =
-          std::min(static_cast<std::size_t>(found - cumulative_.begin()), cumulative_.size() - 1);
-      const double probability = (cumulative_[i] - (i == 0 ? 0.0 : cumulative_[i - 1])) / total;
-      add_residual(search, places_[i], probability, bits[1], draw % n_batches, reader, lane);
-    }
-    summarize(input.group_size, input.value_dim, static_cast<float>(per_batch), deviations);
     step_stats& stats = search.own_stats();
-    stats.tokens_sampled += per_batch * n_batches;
-    stats.tokens_read += per_batch * n_batches;
-    stats.bytes_read += per_batch * n_batches * (input.key_dim + input.value_dim) * sizeof(T);
+    stats.tokens_sampled += drawn;
+    stats.tokens_read += drawn;
+    stats.bytes_read += drawn * (input.key_dim + input.value_dim) * sizeof(T);
     return errors_;
   }
 
  private:
-  static constexpr std::size_t n_batches = 16;  // enough to know a standard error within a fifth
+  static constexpr std::size_t n_batches =
+      16;  // 120 products: a standard error known within a fifth
 
   struct place {
     std::uint32_t level;
@@ -114,7 +122,7 @@ class error_sampler {
           for (std::size_t g = 0; g < input.group_size; ++g) {
             const float share =
                 state.size[i] * std::exp(state.logits[g * state.n_nodes + i] - log_normalizer_[g]);
-            const float variance = search.logit_variance(g, state.dispersion[i]);
+            const float variance = search.variance(state, g, i);
             weight += static_cast<double>(share * std::sqrt(std::expm1(variance)));
           }
           if (weight > 0.0) {
@@ -127,6 +135,19 @@ class error_sampler {
       }
     }
     return total;
+  }
+
+  // The draw of one number: a node by its weight, a token uniformly inside it.
+  void draw(search_type& search, const sample_key& key, std::size_t number, double total,
+            typename search_type::reader_type& reader, typename search_type::lane_type& lane) {
+    const auto bits = philox(key.seed, {static_cast<std::uint32_t>(number) | (key.round << 24U),
+                                        key.step, key.sequence, (key.layer << 16U) ^ key.head});
+    const double at = (static_cast<double>(bits[0]) + 0.5) * 0x1p-32 * total;
+    const auto found = std::upper_bound(cumulative_.begin(), cumulative_.end(), at);
+    const std::size_t i =
+        std::min(static_cast<std::size_t>(found - cumulative_.begin()), cumulative_.size() - 1);
+    const double probability = (cumulative_[i] - (i == 0 ? 0.0 : cumulative_[i - 1])) / total;
+    add_residual(search, places_[i], probability, bits[1], number % n_batches, reader, lane);
   }
 
   void add_residual(search_type& search, const place& where, double probability, std::uint32_t bits,
@@ -152,15 +173,16 @@ class error_sampler {
         [&](std::size_t /*i*/, const T* rows) {
           const std::size_t row = token - first_token[cluster];
           const std::size_t n = first_token[cluster + 1] - first_token[cluster];
-          add_row_residual(input, state, column, rows + row * input.key_dim,
+          add_row_residual(search, where.level, column, rows + row * input.key_dim,
                            rows + n * input.key_dim + row * input.value_dim, probability, batch);
         },
         [] {});
   }
 
-  void add_row_residual(const typename search_type::input_type& input,
-                        const typename search_type::level_state& state, std::size_t column,
+  void add_row_residual(const search_type& search, std::size_t level, std::size_t column,
                         const T* key, const T* value, double probability, std::size_t batch) {
+    const auto& input = search.input();
+    const auto& state = search.level(level);
     score_logits(query_rows{input.queries, input.group_size, input.key_dim, input.key_dim}, key, 1,
                  input.softcap, logits_.data(), 1);
     for (std::size_t g = 0; g < input.group_size; ++g) {
@@ -171,51 +193,60 @@ class error_sampler {
       const float* output = output_.data() + g * input.value_dim;
       float* sum = batch_sums_.data() + (batch * input.group_size + g) * input.value_dim;
       const T* mean = state.value_mean[column];
+      const float* tilt = search.tilt(level, g);
       for (std::size_t i = 0; i < input.value_dim; ++i) {
-        sum[i] +=
-            exact * (to_float(value[i]) - output[i]) - estimate * (to_float(mean[i]) - output[i]);
+        const float tilted = tilt == nullptr ? 0.0F : state.dispersion[column] * tilt[i];
+        sum[i] += exact * (to_float(value[i]) - output[i]) -
+                  estimate * (to_float(mean[i]) + tilted - output[i]);
       }
     }
   }
 
-  void summarize(std::size_t group_size, std::size_t value_dim, float per_batch, float deviations) {
-    for (std::size_t g = 0; g < group_size; ++g) {
-      direction_.assign(value_dim, 0.0F);
-      const auto batch_sum = [&](std::size_t batch) {
-        return batch_sums_.data() + (batch * group_size + g) * value_dim;
-      };
-      for (std::size_t batch = 0; batch < n_batches; ++batch) {
-        for (std::size_t i = 0; i < value_dim; ++i) {
-          direction_[i] += batch_sum(batch)[i] / (per_batch * static_cast<float>(n_batches));
-        }
+  struct sampled_error {
+    float with_deviations;
+    float without;
+  };
+
+  // The relative error of query head g from the batches drawn so far.
+  sampled_error bound_error(std::size_t g, std::size_t group_size, std::size_t value_dim,
+                            std::size_t drawn, float deviations) const {
+    const double per_batch = static_cast<double>(drawn / n_batches);
+    std::array<double, n_batches> row_sums{};  // products of a batch with all others
+    for (std::size_t i = 0; i < n_batches; ++i) {
+      for (std::size_t j = 0; j < i; ++j) {
+        const double product =
+            dot(batch_sums_.data() + (i * group_size + g) * value_dim,
+                batch_sums_.data() + (j * group_size + g) * value_dim, value_dim) /
+            (per_batch * per_batch);
+        row_sums[i] += product;
+        row_sums[j] += product;
       }
-      const float norm = length(direction_.data(), value_dim);
-      const float output_norm = length(output_.data() + g * value_dim, value_dim);
-      if (!(norm > 0.0F)) {
-        continue;
-      }
-      // Spread of the batches along the mean residual: its standard error in the direction that counts.
-      float squared = 0.0F;
-      for (std::size_t batch = 0; batch < n_batches; ++batch) {
-        float along = 0.0F;
-        for (std::size_t i = 0; i < value_dim; ++i) {
-          along += batch_sum(batch)[i] / per_batch * direction_[i] / norm;
-        }
-        squared += (along - norm) * (along - norm);
-      }
-      const float standard_error =
-          std::sqrt(squared / static_cast<float>(n_batches * (n_batches - 1)));
-      const float error = norm + deviations * standard_error;
-      errors_[g] = output_norm > 0.0F ? error / output_norm : error;
     }
+    constexpr auto n = static_cast<double>(n_batches);
+    double sum = 0.0;
+    for (const double row : row_sums) {
+      sum += row;
+    }
+    const double squared = sum / (n * (n - 1.0));
+    double variance = 0.0;
+    for (const double row : row_sums) {
+      const double left_out = (sum - 2.0 * row) / ((n - 1.0) * (n - 2.0));
+      variance += (left_out - squared) * (left_out - squared) * (n - 1.0) / n;
+    }
+    const float* output = output_.data() + g * value_dim;
+    const double output_squared = dot(output, output, value_dim);
+    const double unit = output_squared > 0.0 ? output_squared : 1.0;
+    const double upper = squared + static_cast<double>(deviations) * std::sqrt(variance);
+    return {static_cast<float>(std::sqrt(std::max(upper, 0.0) / unit)),
+            static_cast<float>(std::sqrt(std::max(squared, 0.0) / unit))};
   }
 
-  static float length(const float* x, std::size_t n) noexcept {
-    double squared = 0.0;
+  static double dot(const float* a, const float* b, std::size_t n) noexcept {
+    double sum = 0.0;
     for (std::size_t i = 0; i < n; ++i) {
-      squared += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+      sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
     }
-    return static_cast<float>(std::sqrt(squared));
+    return sum;
   }
 
   std::vector<double> cumulative_;
@@ -224,7 +255,6 @@ class error_sampler {
   std::vector<float> logits_;
   std::vector<float> log_normalizer_;
   std::vector<float> batch_sums_;
-  std::vector<float> direction_;
   std::vector<float> errors_;
 };
 

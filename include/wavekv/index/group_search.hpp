@@ -19,6 +19,7 @@
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/frontier.hpp>
 #include <wavekv/index/segment.hpp>
+#include <wavekv/index/value_tilt.hpp>
 
 /// @file group_search.hpp
 /// @brief One query group's way through the index: score, plan, look up, attend, merge.
@@ -45,7 +46,8 @@ struct search_input {
   std::size_t key_dim = 0;
   std::size_t value_dim = 0;
   float softcap = 0.0F;
-  const float* queries = nullptr;  ///< [group_size, key_dim], times the logit scale
+  const head_tilts* tilts = nullptr;  ///< of this head, or null: none known
+  const float* queries = nullptr;     ///< [group_size, key_dim], times the logit scale
 };
 
 /// @brief The state of one search, reused from step to step so that a step allocates nothing.
@@ -56,8 +58,8 @@ struct search_input {
 ///
 ///   begin → scan(part)… → { plan → descend(part)… } per level → read(part)… → merge
 ///
-/// scan estimates the top level *while* it scores it: what is opened later is subtracted again (by Jensen
-/// the exact mass of a cluster is at least its estimate, so that the subtraction loses no digits that count).
+/// scan estimates the top level *while* it scores it: what is opened later is subtracted again. An estimate
+/// is at most some 55 times the exact mass that takes its place, so that few digits are lost.
 template <scalar T, class Buffer>
 class group_search {
  public:
@@ -105,6 +107,8 @@ class group_search {
     }
     settled_.assign(input_.group_size, 0.0);
     dropped_.assign(input_.group_size, 0.0F);
+    tilt_share_.assign(max_tree_levels * input_.group_size, 0.0F);
+    tilt_normalizer_.assign(max_tree_levels * input_.group_size, 0.0F);
     n_levels_ = 0;
     n_tokens_ = 0;
     n_clusters_ = 0;
@@ -237,10 +241,13 @@ class group_search {
   }
 
   /// @brief Merges the parts, in their order, into `into`, which is reset first.
-  void merge(const partial_softmax_view& into) const {
-    reset(into);
-    for (std::size_t part = 0; part < n_parts(); ++part) {
-      wavekv::merge(into, partial(part));
+  void merge(const partial_softmax_view& into) {
+    merge_parts(into);
+    tilts_.resize(max_tree_levels * input_.group_size * input_.value_dim);
+    for (std::size_t level = 0; level < n_levels_; ++level) {
+      if (has_tilt(level)) {
+        add_tilt(level, into);
+      }
     }
   }
 
@@ -263,9 +270,18 @@ class group_search {
   [[nodiscard]] std::span<const float> squared_query_norms() const noexcept { return query_norms_; }
   [[nodiscard]] step_stats& own_stats() noexcept { return stats_; }
 
-  /// @brief Variance of the logit inside a node: ‖scale·q‖²·dispersion, bounded so that e^σ² stays finite.
-  [[nodiscard]] float logit_variance(std::size_t g, float dispersion) const noexcept {
-    return std::min(query_norms_[g] * dispersion, 16.0F);
+  /// @brief Variance of a logit inside a node of a level's frontier.
+  [[nodiscard]] float variance(const level_state& state, std::size_t g,
+                               std::size_t i) const noexcept {
+    return logit_variance(query_norms_[g], state.dispersion[i], state.logits[g * state.n_nodes + i],
+                          input_.softcap);
+  }
+
+  /// @brief Direction in which estimates of a level tilt for query head g, per unit of dispersion
+  /// [value_dim]; null when none is known. Valid after merge.
+  [[nodiscard]] const float* tilt(std::size_t level, std::size_t g) const noexcept {
+    return has_tilt(level) ? tilts_.data() + (level * input_.group_size + g) * input_.value_dim
+                           : nullptr;
   }
 
  private:
@@ -284,6 +300,36 @@ class group_search {
   [[nodiscard]] partial_softmax_view partial(std::size_t part) const noexcept {
     return view_partial(partials_.data() + part * partial_floats(), input_.group_size,
                         input_.value_dim);
+  }
+
+  void merge_parts(const partial_softmax_view& into) const {
+    reset(into);
+    for (std::size_t part = 0; part < n_parts(); ++part) {
+      wavekv::merge(into, partial(part));
+    }
+  }
+
+  // A softcap bends the logits, and with them the tilt: it is left out then.
+  [[nodiscard]] bool has_tilt(std::size_t level) const noexcept {
+    return input_.tilts != nullptr && !(*input_.tilts)[level].slope.empty() &&
+           input_.softcap == 0.0F;
+  }
+
+  // Moves the numerators by what the value means of a level's estimates lack: see value_tilt.
+  void add_tilt(std::size_t level, const partial_softmax_view& into) {
+    float* tilts = tilts_.data() + level * input_.group_size * input_.value_dim;
+    std::fill_n(tilts, input_.group_size * input_.value_dim, 0.0F);
+    simd::add_weighted_rows(input_.queries, input_.group_size, input_.key_dim,
+                            (*input_.tilts)[level].slope.data(), input_.key_dim, input_.value_dim,
+                            tilts, input_.value_dim);
+    for (std::size_t g = 0; g < input_.group_size; ++g) {
+      const std::size_t at = level * input_.group_size + g;
+      if (tilt_share_[at] > 0.0F && !into.is_empty(g)) {
+        simd::add_scaled(tilts + g * input_.value_dim, input_.value_dim,
+                         tilt_share_[at] * std::exp(tilt_normalizer_[at] - into.max[g]),
+                         into.numerator_of(g));
+      }
+    }
   }
 
   void resize(level_state& state) {
@@ -354,11 +400,14 @@ class group_search {
     const T* centroids = tree.rows + first * (input_.key_dim + input_.value_dim);
     const T* value_means = centroids + n * input_.key_dim;
     float* logits = state.logits.data() + column;
+    const summary_rows<float, T> summaries{
+        centroids, value_means, tree.size + first, tree.dispersion + first, n, 0};
     if constexpr (Accumulate) {
-      estimate_rows(queries(), centroids, value_means, tree.size + first, n, input_.softcap, logits,
+      estimate_rows(queries(), query_norms_.data(), summaries, input_.softcap, logits,
                     state.n_nodes, partial(part));
     } else {
-      score_logits(queries(), centroids, n, input_.softcap, logits, state.n_nodes);
+      score_summaries(queries(), query_norms_.data(), summaries, input_.softcap, logits,
+                      state.n_nodes);
     }
     for (std::size_t i = 0; i < n; ++i) {
       state.node[column + i] = first + static_cast<std::uint32_t>(i);
@@ -376,7 +425,7 @@ class group_search {
     merged_.resize(partial_floats());
     const partial_softmax_view all =
         view_partial(merged_.data(), input_.group_size, input_.value_dim);
-    merge(all);
+    merge_parts(all);
     log_normalizer_.resize(input_.group_size);
     output_norm_.resize(input_.group_size);
     for (std::size_t g = 0; g < input_.group_size; ++g) {
@@ -408,6 +457,14 @@ class group_search {
     return largest + static_cast<float>(std::log(sum));
   }
 
+  // Expected error of an estimate relative to the node's mass: the scatter of a mean of \`size\` log-normal
+  // weights, and half the bias that the variance's correction takes away, for what it leaves of it.
+  static float estimate_error(float variance, float size) noexcept {
+    const float scatter = std::expm1(variance) / size;
+    const float bias = 0.5F * std::expm1(0.5F * variance);
+    return std::sqrt(scatter + bias * bias);
+  }
+
   template <class Ranking>
   void fill_shares(level_state& state) {
     const float spread = value_spread();
@@ -418,24 +475,16 @@ class group_search {
       // How long a value's deviation is beside the output it disturbs; an output of length zero is
       // measured by the values themselves.
       const float relative = output_norm_[g] > 1e-6F * spread ? spread / output_norm_[g] : 1.0F;
-      shares_and_errors(logits, state.size.data(), state.dispersion.data(), state.n_nodes,
-                        log_normalizer_[g], query_norms_[g], relative, share, error);
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        share[i] = state.size[i] * std::exp(logits[i] - log_normalizer_[g]);
+        error[i] = relative * share[i] * estimate_error(variance(state, g, i), state.size[i]);
+      }
       for (std::size_t i = 0; i < state.n_nodes; ++i) {
         state.ranked_share[i] =
             g == 0 ? share[i] : Ranking::combine(state.ranked_share[i], share[i]);
         state.ranked_error[i] =
             g == 0 ? error[i] : Ranking::combine(state.ranked_error[i], error[i]);
       }
-    }
-  }
-
-  void shares_and_errors(const float* logits, const float* size, const float* dispersion,
-                         std::size_t n, float log_normalizer, float query_norm, float relative,
-                         float* share, float* error) const {
-    for (std::size_t i = 0; i < n; ++i) {
-      share[i] = size[i] * std::exp(logits[i] - log_normalizer);
-      const float variance = std::min(query_norm * dispersion[i], 16.0F);
-      error[i] = relative * share[i] * std::expm1(0.5F * variance);
     }
   }
 
@@ -459,13 +508,17 @@ class group_search {
     for (std::size_t g = 0; g < input_.group_size; ++g) {
       const float* error = state.error.data() + g * state.n_nodes;
       const float* share = state.share.data() + g * state.n_nodes;
+      float tilted = 0.0F;
       for (std::size_t i = 0; i < state.n_nodes; ++i) {
         if (state.zones[i] == zone::estimation) {
           settled_[g] += static_cast<double>(error[i]) * static_cast<double>(error[i]);
+          tilted += share[i] * state.dispersion[i];
         } else if (state.zones[i] == zone::dropped) {
           dropped_[g] += share[i];
         }
       }
+      tilt_share_[level * input_.group_size + g] = tilted;
+      tilt_normalizer_[level * input_.group_size + g] = log_normalizer_[g];
     }
   }
 
@@ -521,6 +574,10 @@ class group_search {
   std::vector<double> settled_;
   std::vector<float> settled_float_;
   std::vector<float> dropped_;
+  std::vector<float> tilt_share_;  // [level, group_size] sum of share · dispersion of the estimated
+  std::vector<float>
+      tilt_normalizer_;       // [level, group_size] the log normaliser those shares refer to
+  std::vector<float> tilts_;  // [level, group_size, value_dim]
   std::vector<step_stats> part_stats_;
   step_stats stats_;
 };

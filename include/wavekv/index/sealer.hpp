@@ -18,6 +18,7 @@
 #include <wavekv/index/cluster_tree_builder.hpp>
 #include <wavekv/index/query_metric.hpp>
 #include <wavekv/index/segment.hpp>
+#include <wavekv/index/value_tilt.hpp>
 
 /// @file sealer.hpp
 /// @brief Turns runs of tokens into sealed segments: clusters every KV head and lays rows out in tree order.
@@ -29,6 +30,13 @@ struct seal_run {
   std::size_t first_token = 0;  ///< position in the sequence
   std::size_t first_row = 0;    ///< place in the rows that are sealed from
   std::size_t n_tokens = 0;     ///< 1 to 65,536
+};
+
+/// @brief What sealing gives: the segments, and what their clusters teach about values, per KV head.
+template <class Segment>
+struct sealed_runs {
+  std::vector<std::shared_ptr<const Segment>> segments;
+  std::vector<head_tilts> tilts;  ///< [n_kv_heads]
 };
 
 /// @brief Makes segments from token rows. Work splits over runs and KV heads.
@@ -48,13 +56,12 @@ class sealer {
   /// @param metrics  [n_kv_heads] or empty
   /// @param keep     called as keep(aligned_storage<T>) for each segment's rows; returns the block store's handle
   template <executor Executor, class Keep>
-  std::vector<std::shared_ptr<const Segment>> seal(const token_rows<T>& rows, std::size_t n_heads,
-                                                   std::size_t key_dim, std::size_t value_dim,
-                                                   std::span<const seal_run> runs,
-                                                   const clusterer_type& clusterer,
-                                                   std::span<const query_metric> metrics,
-                                                   Executor& executor, Keep&& keep) {
+  sealed_runs<Segment> seal(const token_rows<T>& rows, std::size_t n_heads, std::size_t key_dim,
+                            std::size_t value_dim, std::span<const seal_run> runs,
+                            const clusterer_type& clusterer, std::span<const query_metric> metrics,
+                            Executor& executor, Keep&& keep) {
     std::vector<typename Segment::parts> parts(runs.size());
+    std::vector<head_tilts> tilts(runs.size() * n_heads);
     for (std::size_t r = 0; r < runs.size(); ++r) {
       parts[r].n_tokens = runs[r].n_tokens;
       parts[r].n_levels = n_levels;
@@ -69,15 +76,22 @@ class sealer {
       const std::size_t head = task % n_heads;
       seal_head(rows.keys(head) + runs[r].first_row * key_dim,
                 rows.values(head) + runs[r].first_row * value_dim, key_dim, value_dim, head,
-                clusterer, metrics.empty() ? nullptr : &metrics[head], parts[r], workers_[worker]);
+                clusterer, metrics.empty() ? nullptr : &metrics[head], parts[r], tilts[task],
+                workers_[worker]);
     });
-    std::vector<std::shared_ptr<const Segment>> segments;
-    segments.reserve(runs.size());
+    sealed_runs<Segment> sealed;
+    sealed.segments.reserve(runs.size());
+    sealed.tilts.resize(n_heads);
     for (std::size_t r = 0; r < runs.size(); ++r) {
-      segments.push_back(std::make_shared<const Segment>(runs[r].first_token, key_dim, value_dim,
-                                                         std::move(parts[r]), keep));
+      sealed.segments.push_back(std::make_shared<const Segment>(
+          runs[r].first_token, key_dim, value_dim, std::move(parts[r]), keep));
+      for (std::size_t head = 0; head < n_heads; ++head) {
+        for (std::size_t level = 0; level < n_levels; ++level) {
+          sealed.tilts[head][level].add(tilts[r * n_heads + head][level]);
+        }
+      }
     }
-    return segments;
+    return sealed;
   }
 
  private:
@@ -91,7 +105,7 @@ class sealer {
   static void seal_head(const T* keys, const T* values, std::size_t key_dim, std::size_t value_dim,
                         std::size_t head, const clusterer_type& clusterer,
                         const query_metric* metric, typename Segment::parts& parts,
-                        worker_state& worker) {
+                        head_tilts& tilts, worker_state& worker) {
     const std::size_t n = parts.n_tokens;
     worker.keys.resize(n * key_dim);
     worker.values.resize(n * value_dim);
@@ -118,6 +132,7 @@ class sealer {
     lay_out_tokens(keys, values, key_dim, value_dim, worker.tree, rows);
     for (std::size_t level = 0; level < n_levels; ++level) {
       lay_out_summaries(worker.tree, level, part);
+      tilts[level] = learn_tilt(request, worker.tree, level);
     }
   }
 

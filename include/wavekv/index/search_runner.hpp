@@ -227,9 +227,9 @@ class search_runner {
       if (!last) {
         sample_key key = asked.key;
         key.round = static_cast<std::uint32_t>(round);
-        for (const float error :
-             worker.sampler.sample(search, merged, rule.n_samples(), rule.confidence_deviations(),
-                                   key, reader, worker.lane)) {
+        for (const float error : worker.sampler.sample(
+                 search, merged, rule.n_samples(), rule.confidence_deviations(), key, reader,
+                 worker.lane, [&](float sampled) { return rule.accepts(sampled); })) {
           accepted = accepted && rule.accepts(error);
           sampled_error = std::max(sampled_error, error);
         }

@@ -18,8 +18,8 @@ namespace wavekv {
 ///
 /// The check draws n tokens from the estimated nodes with probability ∝ size · e^(logit of the centroid)
 /// · √(e^σ² - 1) and averages the residual of each, importance weighted: an unbiased estimate of the
-/// output's error. Added to its norm are as many of its standard errors (along its own direction) as the
-/// normal distribution asks for delta.
+/// output's error. Added to its squared norm are as many of its standard errors as the normal
+/// distribution asks for delta (see error_sampler).
 /// Models verifying_bound.
 /// @tparam Ranking  as in error_bound
 template <class Ranking = rank_by_max>
