@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <wavekv/core/scalar.hpp>
+#include <wavekv/cpu/detail/bf16_products.hpp>
 #include <wavekv/cpu/detail/vectors.hpp>
 
 /// @file rows.hpp
@@ -25,6 +26,7 @@ struct row_tuning {
   static constexpr std::size_t prefetch_bytes = 6144;
   /// Rows of a weighted sum that are walked once per tile of columns; they stay in the first-level cache.
   static constexpr std::size_t chunk_bytes = 4096;
+  static constexpr std::size_t max_chunk_rows = 64;  ///< and at most so many
 
   /// @brief prefetch_bytes in rows, at least 1.
   static constexpr std::size_t prefetch_rows(std::size_t row_bytes) noexcept {
@@ -169,6 +171,16 @@ HWY_INLINE void add_weighted_chunk(const float* w, std::size_t w_stride, const S
                                    std::size_t acc_stride, std::size_t ahead) {
   constexpr std::size_t n_vectors = n_registers == 32 ? 4 : 2;
   std::size_t c = 0;
+#if WAVEKV_BF16_PRODUCTS
+  if constexpr (std::is_same_v<S, bf16>) {
+    if (dim >= n_vectors * lanes) {
+      const split_weights weights(w, n_tile_queries, w_stride, n_rows);
+      for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
+        add_weighted_tile_bf16<n_tile_queries>(weights, rows + c, n_rows, dim, acc + c, acc_stride,
+                                               ahead);
+    }
+  }
+#endif
   for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
     add_weighted_tile<n_vectors, n_tile_queries, false>(w, w_stride, rows + c, n_rows, dim, acc + c,
                                                         acc_stride, 0, ahead);
@@ -192,6 +204,30 @@ HWY_INLINE void by_query_tiles(std::size_t n_q, const F& f) {
   if (g < n_q) f(std::integral_constant<std::size_t, 1>{}, g);
 }
 
+/// Walks a run of rows by tiles: tile(n_tile_rows, n_tile_queries, first query, rows, dim, logits, logits_stride,
+/// bytes to prefetch ahead).
+template <scalar S, class Tile>
+HWY_INLINE void score_tiles(std::size_t n_q, const S* rows, std::size_t n_rows, std::size_t dim,
+                            float* logits, std::size_t logits_stride, std::size_t n_following,
+                            const Tile& tile) {
+  const std::size_t row_bytes = dim * sizeof(S);
+  const std::size_t ahead = row_tuning::prefetch_rows(row_bytes);
+  std::size_t r = 0;
+  for (; r + 4 <= n_rows; r += 4) {
+    const bool more = r + 4 + ahead <= n_rows + n_following;
+    by_query_tiles(n_q, [&](auto size, std::size_t g) {
+      tile(std::integral_constant<std::size_t, 4>{}, size, g, rows + r * dim, dim,
+           logits + g * logits_stride + r, logits_stride, more && g == 0 ? ahead * row_bytes : 0);
+    });
+  }
+  for (; r < n_rows; ++r) {
+    by_query_tiles(n_q, [&](auto size, std::size_t g) {
+      tile(std::integral_constant<std::size_t, 1>{}, size, g, rows + r * dim, dim,
+           logits + g * logits_stride + r, logits_stride, std::size_t{0});
+    });
+  }
+}
+
 }  // namespace detail
 
 /// @brief Dot products of a few queries with a run of rows: logits[g * logits_stride + r] = q[g] · rows[r].
@@ -206,24 +242,27 @@ template <scalar S>
 void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* rows,
                 std::size_t n_rows, std::size_t dim, float* logits, std::size_t logits_stride,
                 std::size_t n_following = 0) noexcept {
-  const std::size_t row_bytes = dim * sizeof(S);
-  const std::size_t ahead = row_tuning::prefetch_rows(row_bytes);
-  std::size_t r = 0;
-  for (; r + 4 <= n_rows; r += 4) {
-    const bool more = r + 4 + ahead <= n_rows + n_following;
-    detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
-      detail::score_tile<4, decltype(size)::value>(q + g * q_stride, q_stride, rows + r * dim, dim,
-                                                   logits + g * logits_stride + r, logits_stride,
-                                                   more && g == 0 ? ahead * row_bytes : 0);
-    });
+#if WAVEKV_BF16_PRODUCTS
+  if constexpr (std::is_same_v<S, bf16>) {
+    if (dim <= detail::split_queries::max_dim) {
+      for (std::size_t g = 0; g < n_q; g += detail::split_queries::max_queries) {
+        const std::size_t n = std::min(detail::split_queries::max_queries, n_q - g);
+        const detail::split_queries queries(q + g * q_stride, n, q_stride, dim);
+        detail::score_tiles(
+            n, rows, n_rows, dim, logits + g * logits_stride, logits_stride, n_following,
+            [&](auto n_tile_rows, auto n_tile_queries, std::size_t first, const auto&... tile) {
+              detail::score_tile_bf16<n_tile_rows, n_tile_queries>(queries.of(first), tile...);
+            });
+      }
+      return;
+    }
   }
-  for (; r < n_rows; ++r) {
-    detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
-      detail::score_tile<1, decltype(size)::value>(q + g * q_stride, q_stride, rows + r * dim, dim,
-                                                   logits + g * logits_stride + r, logits_stride,
-                                                   0);
-    });
-  }
+#endif
+  detail::score_tiles(
+      n_q, rows, n_rows, dim, logits, logits_stride, n_following,
+      [&](auto n_tile_rows, auto n_tile_queries, std::size_t first, const auto&... tile) {
+        detail::score_tile<n_tile_rows, n_tile_queries>(q + first * q_stride, q_stride, tile...);
+      });
 }
 
 /// @brief Weighted sums of a run of rows: acc[g] += sum over r of w[g * w_stride + r] · rows[r].
@@ -239,7 +278,8 @@ void add_weighted_rows(const float* w, std::size_t n_q, std::size_t w_stride, co
                        std::size_t n_rows, std::size_t dim, float* acc, std::size_t acc_stride,
                        std::size_t n_following = 0) noexcept {
   const std::size_t row_bytes = dim * sizeof(S);
-  const std::size_t chunk = std::max<std::size_t>(1, row_tuning::chunk_bytes / row_bytes);
+  const std::size_t chunk =
+      std::clamp<std::size_t>(row_tuning::chunk_bytes / row_bytes, 1, row_tuning::max_chunk_rows);
   const std::size_t ahead = row_tuning::prefetch_rows(row_bytes);
   for (std::size_t r = 0; r < n_rows; r += chunk) {
     const std::size_t n = std::min(chunk, n_rows - r);
