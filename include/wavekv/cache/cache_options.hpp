@@ -46,7 +46,4 @@ struct cache_options {
   }
 };
 
-/// @brief The paper's parameters, for parity: flat index, spherical k-means with 10 iterations, fixed
-/// budgets. Give it as the Index of a kv_cache. (The block cache of 5 % belongs to the tiered buffer.)
-/// Source: RetroInfer, arXiv 2505.02922, sections 4 and 5.
 }  // namespace wavekv

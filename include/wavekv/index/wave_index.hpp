@@ -5,6 +5,7 @@
 
 #include <wavekv/fwd.hpp>
 #include <wavekv/index/bounds/error_bound.hpp>
+#include <wavekv/index/bounds/fixed_budget.hpp>
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/query_metric_kmeans.hpp>
 #include <wavekv/index/segment_size.hpp>
@@ -51,5 +52,11 @@ struct wave_index {
   template <class B>
   using with_bound = wave_index<SegmentSize, ClusterCount, Clusterer, B>;
 };
+
+/// @brief The paper's parameters, for parity: flat index, spherical k-means with 10 iterations, fixed
+/// budgets. Give it as the Index of a kv_cache. (The block cache of 5 % belongs to the tiered buffer.)
+/// Source: RetroInfer, arXiv 2505.02922, sections 4 and 5.
+using paper_defaults = wave_index<segment_size<8192, 1024>, tokens_per_cluster<16>,
+                                  spherical_kmeans<10>, fixed_budget>;
 
 }  // namespace wavekv
