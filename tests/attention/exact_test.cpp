@@ -24,6 +24,12 @@ namespace {
 
 constexpr float poison = std::numeric_limits<float>::quiet_NaN();
 
+// A logit is a sum of key_dim products whose magnitudes add up to some 3 * sqrt(key_dim) here. In float it
+// errs by a few roundings of 2^-24 of that, and a weight by as much relatively. Where a target multiplies
+// bf16 rows directly, queries and weights are sums of two bf16: 2^-17 of each product instead.
+template <class S>
+constexpr double bound = std::is_same_v<S, bf16> ? 1e-4 : 1e-5;
+
 template <class S>
 void fill(S* data, std::size_t n, std::mt19937_64& random, float size = 1.0F) {
   std::normal_distribution<float> normal;
@@ -93,12 +99,10 @@ TEST_CASE_TEMPLATE("attend_rows against the oracle", S, float, bf16, f16) {
             CAPTURE(key_dim);
             CAPTURE(n_q);
             CAPTURE(n);
-            // A logit of size s errs by about s * (key_dim / 16) * 2^-24 or less, and a weight by as
-            // much relatively; two bf16 terms of the query, where used, add 2^-17 per product.
-            CHECK(error_per_value(out, expected.out) <= 1e-5);
+            CHECK(error_per_value(out, expected.out) <= bound<S>);
             for (std::size_t g = 0; g < n_q; ++g)
               CHECK(static_cast<double>(lse[g]) ==
-                    doctest::Approx(expected.lse[g]).epsilon(1e-5).scale(1.0));
+                    doctest::Approx(expected.lse[g]).epsilon(bound<S>).scale(1.0));
           }
         }
       }
@@ -215,9 +219,9 @@ TEST_CASE_TEMPLATE("estimate_rows: a cluster counts as its size in equal tokens"
       std::vector<float> lse(n_q, poison);
       wavekv::finish(state.view(), out.data(), dim, lse.data());
       const auto expected = oracle(q, tokens, token_values, n_q, dim, dim, softcap);
-      CHECK(error_per_value(out, expected.out) <= 1e-5);
+      CHECK(error_per_value(out, expected.out) <= bound<S>);
       CHECK(static_cast<double>(lse[0]) ==
-            doctest::Approx(expected.lse[0]).epsilon(1e-5).scale(1.0));
+            doctest::Approx(expected.lse[0]).epsilon(bound<S>).scale(1.0));
 
       std::vector<float> planned(n_q * n, poison);
       wavekv::score_logits(queries, centroids.data(), n, softcap, planned.data(), n);
@@ -232,7 +236,7 @@ TEST_CASE_TEMPLATE("estimate_rows: a cluster counts as its size in equal tokens"
                               softcap, state.view());
       }
       wavekv::finish(state.view(), out.data(), dim, lse.data());
-      CHECK(error_per_value(out, expected.out) <= 2e-5);
+      CHECK(error_per_value(out, expected.out) <= 2.0 * bound<S>);
     }
   }
 }
