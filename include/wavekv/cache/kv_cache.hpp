@@ -197,12 +197,17 @@ class kv_cache {
   /// Blocks: until sealed.  @throw sequence_error, std::bad_alloc
   void seal(sequence_id sequence) {
     sequence_state& state = sequences_.find(sequence);
+    std::vector<std::pair<layer_type*, prepared_seal>> prepared;
+    prepared.reserve(state.layers.size());
     for (layer_type& layer : state.layers) {
       const std::size_t pending = pending_tokens(layer, 0);
       if (pending >=
           Index::cluster_count_type::tokens_at(Index::cluster_count_type::n_levels - 1)) {
-        seal_runs(layer, 0, {pending}, layer.metrics);
+        prepared.emplace_back(&layer, prepare_seal(layer, {pending}, layer.metrics));
       }
+    }
+    for (auto& [layer, seal] : prepared) {  // nothing throws any more: all layers or none
+      commit_seal(*layer, 0, seal);
     }
   }
 
@@ -433,7 +438,9 @@ class kv_cache {
     const std::vector<std::size_t> sizes = detail::seal_sizes<typename Index::segment_size_type>(
         pending_tokens(state, n), decoding, layer, geometry_.n_layers);
     if (!sizes.empty()) {
-      seal_runs(state, n, sizes, metrics.empty() ? state.metrics : metrics);
+      prepared_seal prepared =
+          prepare_seal(state, sizes, metrics.empty() ? state.metrics : metrics);
+      commit_seal(state, n, prepared);
     } else {
       state.tail.commit(n);
     }
@@ -442,9 +449,18 @@ class kv_cache {
     }
   }
 
-  // Fills the sink and seals runs of the given sizes from the front of the tail, n staged rows counted in.
-  void seal_runs(layer_type& state, std::size_t n, const std::vector<std::size_t>& sizes,
-                 const std::vector<query_metric>& metrics) {
+  // Segments that were made but are not part of their layer yet.
+  struct prepared_seal {
+    sealed_runs<segment_type> sealed;
+    std::shared_ptr<const std::vector<head_tilts>> tilts;
+    std::size_t to_sink = 0;  // tail rows that fill the sink
+    std::size_t n_rows = 0;   // tail rows that leave the tail, those included
+  };
+
+  // Makes segments of runs of the given sizes from the front of the tail (staged rows may be among them), behind
+  // what the sink still takes. The layer holds the same tokens in the same places afterwards.
+  prepared_seal prepare_seal(layer_type& state, const std::vector<std::size_t>& sizes,
+                             const std::vector<query_metric>& metrics) {
     const std::size_t to_sink = sink_room(state);
     std::vector<seal_run> runs;
     std::size_t row = to_sink;
@@ -461,7 +477,9 @@ class kv_cache {
     state.segments.reserve(state.segments.size() + runs.size());
     state.sink.reserve(state.sink.size() + to_sink);
     const borrowed_scratch scratch(*this);
-    auto sealed = scratch->segments.seal(
+    prepared_seal prepared;
+    sealed_runs<segment_type>& sealed = prepared.sealed;
+    sealed = scratch->segments.seal(
         state.tail, geometry_.n_kv_heads, geometry_.key_dim, geometry_.value_dim, runs,
         typename Index::clusterer_type{}, metrics, options_.executor,
         [&](aligned_storage<Scalar> rows) { return reader_.keep(std::move(rows)); });
@@ -474,16 +492,22 @@ class kv_cache {
         }
       }
     }
-    auto tilts = std::make_shared<const std::vector<head_tilts>>(std::move(sealed.tilts));
-    // From here on nothing throws.
-    token_rows<Scalar>::copy_rows(state.tail, 0, state.sink, state.sink.size(), to_sink);
-    state.sink.commit(to_sink);
-    for (auto& segment : sealed.segments) {
-      state.segments.push_back(std::move(segment));
+    prepared.tilts = std::make_shared<const std::vector<head_tilts>>(std::move(sealed.tilts));
+    prepared.to_sink = to_sink;
+    prepared.n_rows = row;
+    return prepared;
+  }
+
+  // Makes prepared segments, and n staged rows, part of their layer.
+  static void commit_seal(layer_type& state, std::size_t n, prepared_seal& prepared) noexcept {
+    token_rows<Scalar>::copy_rows(state.tail, 0, state.sink, state.sink.size(), prepared.to_sink);
+    state.sink.commit(prepared.to_sink);
+    for (auto& segment : prepared.sealed.segments) {
+      state.segments.push_back(std::move(segment));  // room was reserved
     }
-    state.tilts = std::move(tilts);
+    state.tilts = std::move(prepared.tilts);
     state.tail.commit(n);
-    state.tail.drop_front(row);
+    state.tail.drop_front(prepared.n_rows);
   }
 
   // A copy of a layer that holds at most n tokens.
@@ -585,10 +609,15 @@ class kv_cache {
         options_.executor, [&](std::size_t request, const partial_softmax_view& merged) {
           write(scratch->places[request].first, scratch->places[request].second, merged);
         });
+    std::size_t request = 0;
     for (const query_run& run : batch) {
+      step_stats own;
+      for (std::size_t i = 0; i < run.n_queries * geometry_.n_kv_heads; ++i) {
+        own += scratch->runner.stats_of(request++);
+      }
       layer_type& state = find_layer(run.sequence, layer);
-      state.last = done;
-      state.total += done;
+      state.last = own;
+      state.total += own;
       ++state.steps;
     }
     return done;

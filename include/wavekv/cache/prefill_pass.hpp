@@ -79,7 +79,8 @@ class prefill_pass {
                    const tensor_view<U, 3>& out, const tensor_view<float, 2>& lse) {
     const std::size_t group = sizes.group_size();
     prefill_tile& tile = worker.tile;
-    if (worker.keys.empty()) {
+    if (worker.values
+            .empty()) {  // the last to be made: all is made again when memory ran out before
       tile = prefill_tile(prefill_tile::preferred_tokens(group) * group, sizes.key_dim,
                           sizes.value_dim);
       worker.keys.resize(gathered_tokens * sizes.key_dim);
@@ -114,6 +115,7 @@ class prefill_pass {
   static void add_segment(const geometry& sizes, const Segment& segment, reader_type& reader,
                           worker_state& worker, std::size_t head) {
     const std::size_t width = sizes.key_dim + sizes.value_dim;
+    worker.n_gathered = 0;  // a fetch that failed may have left some
     worker.blocks.clear();
     for (std::uint32_t cluster = 0; cluster < segment.head(head).levels[0].n_nodes; ++cluster) {
       worker.blocks.push_back(segment.cluster_block(head, cluster));

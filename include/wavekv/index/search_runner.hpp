@@ -62,6 +62,11 @@ class search_runner {
     return sum;
   }
 
+  /// @brief What the last run did for one of its requests.
+  [[nodiscard]] const step_stats& stats_of(std::size_t i) const noexcept {
+    return stats_[i];
+  }
+
  private:
   // What the searches of one solve() share; only the thread that calls solve() changes it.
   struct solve_state {
