@@ -14,7 +14,8 @@
 #include "support/search_oracle.hpp"
 
 // Whatever zones a bound chooses, the answer must be the formula
-//   numerator = Σ_exact e^s v + Σ_estimated n e^(q·c) v̄,  denominator = Σ_exact e^s + Σ_estimated n e^(q·c)
+//   numerator = Σ_exact e^s v + Σ_estimated m ṽ,  denominator = Σ_exact e^s + Σ_estimated m,
+//   m = n e^(q·c + σ²/2),  ṽ = v̄ + dispersion · slopeᵀ·q
 // over exactly those zones, and the counts of the step must be those of the zones.
 
 using namespace wavekv_test;
@@ -127,7 +128,7 @@ void check_zones(filled<S, Index>& data, const Bound& bound, double tolerance) {
   if (dropped == 0) {
     CHECK(stats.dropped_mass == 0.0F);
   } else {
-    // The report is made from summaries, whose mass is a lower bound: near the truth, not equal to it.
+    // The report is made from summaries: near the truth, not equal to it.
     CHECK(static_cast<double>(stats.dropped_mass) > 0.3 * dropped_mass);
     CHECK(static_cast<double>(stats.dropped_mass) < 2.5 * dropped_mass);
   }

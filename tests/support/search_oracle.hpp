@@ -116,6 +116,11 @@ class search_oracle {
       const plan_record& plan = plans[top - level];
       std::vector<std::pair<std::size_t, std::size_t>> below;
       expected.summaries_read += frontier.size();
+      std::vector<double> lean;  // [group_size, value_dim]
+      for (std::size_t g = 0; g < group; ++g) {
+        const std::vector<double> one = tilt(queries, g, head, level);
+        lean.insert(lean.end(), one.begin(), one.end());
+      }
       for (std::size_t column = 0; column < frontier.size(); ++column) {
         const auto [s, node] = frontier[column];
         const wavekv::cluster_tree_level& nodes = tree(s, head).levels[level];
@@ -126,8 +131,15 @@ class search_oracle {
               rounded<S>(std::span(nodes.centroids).subspan(node * sizes_.key_dim, sizes_.key_dim));
           const std::vector<float> mean = rounded<S>(
               std::span(nodes.value_means).subspan(node * sizes_.value_dim, sizes_.value_dim));
+          const auto dispersion = static_cast<double>(nodes.dispersions[node]);
           for (std::size_t g = 0; g < group; ++g) {
-            kept[g].add(logit(queries, g, centroid.data()), nodes.sizes[node], mean.data());
+            const double s_mean = logit(queries, g, centroid.data());
+            std::vector<double> value(mean.begin(), mean.end());
+            for (std::size_t i = 0; i < value.size(); ++i) {
+              value[i] += dispersion * lean[g * value.size() + i];
+            }
+            kept[g].add(s_mean + 0.5 * logit_variance(queries, g, dispersion, s_mean),
+                        nodes.sizes[node], value.data());
           }
           break;
         }
@@ -162,7 +174,7 @@ class search_oracle {
     return expected;
   }
 
-  /// @brief Variance of a head's logit inside a node, over its tokens: what σ² of the error formula stands for.
+  /// @brief The tree of one segment and KV head.
   [[nodiscard]] const wavekv::cluster_tree& tree(std::size_t segment, std::size_t head) const {
     return trees_[segment * sizes_.n_kv_heads + head];
   }
@@ -174,7 +186,8 @@ class search_oracle {
     double denominator = 0.0;
     std::vector<double> numerator;
 
-    void add(double logit, double count, const float* value) {
+    template <class Value>
+    void add(double logit, double count, const Value* value) {
       if (logit > max) {
         const double factor = max == -HUGE_VAL ? 0.0 : std::exp(max - logit);
         denominator *= factor;
@@ -199,6 +212,57 @@ class search_oracle {
     dot *= shape.scale;
     return shape.logit_softcap > 0.0 ? shape.logit_softcap * std::tanh(dot / shape.logit_softcap)
                                      : dot;
+  }
+
+  /// Variance of a logit inside a node: ‖scale·q‖²·dispersion, times the squared slope of a softcap, at most 8.
+  [[nodiscard]] double logit_variance(std::span<const float> queries, std::size_t g,
+                                      double dispersion, double logit) const {
+    const reference_geometry shape = reference_of(sizes_);
+    double squared = 0.0;
+    for (std::size_t i = 0; i < sizes_.key_dim; ++i) {
+      const double x = shape.scale * static_cast<double>(queries[g * sizes_.key_dim + i]);
+      squared += x * x;
+    }
+    double slope = 1.0;
+    if (shape.logit_softcap > 0.0) {
+      slope = 1.0 - std::pow(logit / shape.logit_softcap, 2.0);
+    }
+    return std::min(8.0, squared * dispersion * slope * slope);
+  }
+
+  /// What the mean value of a level's nodes gains along a query, per unit of dispersion: the covariance of
+  /// values and keys inside the nodes, over all of them, divided by their dispersions; times the query.
+  [[nodiscard]] std::vector<double> tilt(std::span<const float> queries, std::size_t g,
+                                         std::size_t head, std::size_t level) const {
+    const reference_geometry shape = reference_of(sizes_);
+    std::vector<double> lean(sizes_.value_dim, 0.0);
+    if (shape.logit_softcap > 0.0) return lean;  // a softcap bends it; the library leaves it out
+    double weight = 0.0;
+    for (std::size_t s = 0; s < layout_.segments.size(); ++s) {
+      const wavekv::cluster_tree_level& nodes = tree(s, head).levels[level];
+      for (std::size_t node = 0; node < nodes.n_nodes; ++node) {
+        weight +=
+            static_cast<double>(nodes.sizes[node]) * static_cast<double>(nodes.dispersions[node]);
+        for_tokens(s, head, level, node, [&](std::size_t token) {
+          const float* key = row(tokens_.keys, sizes_.key_dim, token, head);
+          const float* value = row(tokens_.values, sizes_.value_dim, token, head);
+          double along = 0.0;
+          for (std::size_t i = 0; i < sizes_.key_dim; ++i) {
+            along += shape.scale * static_cast<double>(queries[g * sizes_.key_dim + i]) *
+                     (static_cast<double>(key[i]) -
+                      static_cast<double>(nodes.centroids[node * sizes_.key_dim + i]));
+          }
+          for (std::size_t i = 0; i < sizes_.value_dim; ++i) {
+            lean[i] +=
+                along * (static_cast<double>(value[i]) -
+                         static_cast<double>(nodes.value_means[node * sizes_.value_dim + i]));
+          }
+        });
+      }
+    }
+    if (!(weight > 1e-20)) return std::vector<double>(sizes_.value_dim, 0.0);
+    for (double& x : lean) x /= weight;
+    return lean;
   }
 
   [[nodiscard]] const float* row(const std::vector<float>& rows, std::size_t dim, std::size_t token,
