@@ -35,7 +35,7 @@ void attend_rows(benchmark::State& run) {
     for (std::size_t i = 0; i < n_runs; ++i) {
       const S* keys = rows.data() + i * 2 * n * dim;
       wavekv::attend_rows(wavekv::query_rows{q.data(), n_q, dim, dim}, keys, keys + n * dim, n,
-                          0.0F, softmax.view());
+                          0.0F, softmax.view(), keys + 2 * n * dim);
     }
     benchmark::DoNotOptimize(softmax.view().denominator[0]);
   }

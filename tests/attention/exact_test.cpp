@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -136,6 +137,33 @@ TEST_CASE_TEMPLATE("attend_rows: run by run equals one run", S, float, bf16) {
   wavekv::finish(whole.view(), a.data(), dim);
   wavekv::finish(runs.view(), b.data(), dim);
   CHECK(wavekv_test::relative_error<float, float>(a, b) <= 1e-6);
+}
+
+TEST_CASE_TEMPLATE("attend_rows: naming the next block changes nothing, wherever it lies", S, float,
+                   bf16) {
+  auto random = wavekv_test::generator("attend_rows next");
+  constexpr std::size_t dim = 72;
+  constexpr std::size_t n_q = 5;
+  std::vector<float> q(n_q * dim);
+  fill(q.data(), q.size(), random, 0.3F);
+  const wavekv::query_rows queries{q.data(), n_q, dim, dim};
+  for (const std::size_t n : {1, 8, 70, 200}) {
+    std::vector<S> block(2 * n * dim);
+    fill(block.data(), block.size(), random);
+    wavekv::partial_softmax alone(n_q, dim);
+    wavekv::attend_rows(queries, block.data(), block.data() + n * dim, n, 0.0F, alone.view());
+    for (const std::uintptr_t address :
+         {std::uintptr_t{64}, UINTPTR_MAX, reinterpret_cast<std::uintptr_t>(block.data())}) {
+      wavekv::partial_softmax followed(n_q, dim);
+      wavekv::attend_rows(queries, block.data(), block.data() + n * dim, n, 0.0F, followed.view(),
+                          reinterpret_cast<const void*>(address));
+      for (std::size_t g = 0; g < n_q; ++g) {
+        CHECK(followed.view().denominator[g] == alone.view().denominator[g]);
+        CHECK(std::equal(alone.view().numerator_of(g), alone.view().numerator_of(g) + dim,
+                         followed.view().numerator_of(g)));
+      }
+    }
+  }
 }
 
 TEST_CASE("attend_rows: logits of +-10000, equal keys, one key far above the others") {

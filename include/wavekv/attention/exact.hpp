@@ -39,7 +39,7 @@ struct counted_once {};
 template <class Sizes, scalar S>
 void accumulate_chunk(const partial_softmax_view& state, const float* logits,
                       std::size_t logits_stride, const Sizes& sizes, const S* values, std::size_t n,
-                      accumulation mode, std::size_t n_following) noexcept {
+                      accumulation mode, const simd::read_ahead& then) noexcept {
   constexpr bool has_sizes = !std::is_same_v<Sizes, counted_once>;
   HWY_ALIGN float weights[chunk_queries * chunk_rows];
   for (std::size_t g = 0; g < state.n_queries; ++g) {
@@ -65,7 +65,7 @@ void accumulate_chunk(const partial_softmax_view& state, const float* logits,
     state.denominator[g] += sum;
   }
   simd::add_weighted_rows(weights, state.n_queries, chunk_rows, values, n, state.value_dim,
-                          state.numerator, state.numerator_stride, n_following);
+                          state.numerator, state.numerator_stride, then);
 }
 
 template <class Sizes, scalar S>
@@ -79,10 +79,10 @@ void accumulate_logits(const partial_softmax_view& state, const float* logits,
       const float* part = logits + g * logits_stride + r;
       if constexpr (std::is_same_v<Sizes, counted_once>) {
         accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes,
-                         values + r * state.value_dim, n_rows, mode, n - r - n_rows);
+                         values + r * state.value_dim, n_rows, mode, {n - r - n_rows, nullptr, 0});
       } else {
         accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes + r,
-                         values + r * state.value_dim, n_rows, mode, n - r - n_rows);
+                         values + r * state.value_dim, n_rows, mode, {n - r - n_rows, nullptr, 0});
       }
     }
   }
@@ -91,9 +91,9 @@ void accumulate_logits(const partial_softmax_view& state, const float* logits,
 /// Scaled and softcapped logits of a run of rows.
 template <scalar S>
 void score_run(const query_rows& queries, const S* keys, std::size_t n, float softcap,
-               float* logits, std::size_t logits_stride, std::size_t n_following) noexcept {
+               float* logits, std::size_t logits_stride, const simd::read_ahead& then) noexcept {
   simd::score_rows(queries.data, queries.n, queries.stride, keys, n, queries.dim, logits,
-                   logits_stride, n_following);
+                   logits_stride, then);
   if (softcap > 0.0F) {
     for (std::size_t g = 0; g < queries.n; ++g)
       simd::softcap(logits + g * logits_stride, n, softcap);
@@ -112,23 +112,27 @@ void score_run(const query_rows& queries, const S* keys, std::size_t n, float so
 /// block) they are prefetched best
 /// @param softcap  cap of the logits; 0: none
 /// @param state  n_queries states, added to
+/// @param next  the block that will be attended next, or null: it is prefetched while this one is worked on,
+/// which scattered small blocks gain much by
 template <scalar S>
 void attend_rows(const query_rows& queries, const S* keys, const S* values, std::size_t n,
-                 float softcap, const partial_softmax_view& state) noexcept {
+                 float softcap, const partial_softmax_view& state,
+                 const void* next = nullptr) noexcept {
   HWY_ALIGN float logits[detail::chunk_queries * detail::chunk_rows];
   // In a block the values lie right behind the keys, and are then prefetched as rows that follow them.
   const bool is_block = static_cast<const void*>(values) == keys + n * queries.dim;
   const std::size_t n_behind = is_block ? n * state.value_dim / queries.dim : 0;
+  const void* after_keys = is_block ? next : values;
   for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
     const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
     for (std::size_t g = 0; g < queries.n; g += detail::chunk_queries) {
       const std::size_t n_q = std::min(detail::chunk_queries, queries.n - g);
       const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
       detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows,
-                        n - r - n_rows + n_behind);
+                        {n - r - n_rows + n_behind, after_keys, n + n_behind});
       detail::accumulate_chunk(state.part(g, n_q), logits, detail::chunk_rows,
                                detail::counted_once{}, values + r * state.value_dim, n_rows,
-                               accumulation::add, n - r - n_rows);
+                               accumulation::add, {n - r - n_rows, next, n + n_behind});
     }
   }
 }
@@ -193,7 +197,7 @@ void score_summaries(const query_rows& queries, const float* squared_norms,
                      const summary_rows<Size, S>& summaries, float softcap, float* logits,
                      std::size_t logits_stride) noexcept {
   detail::score_run(queries, summaries.centroids, summaries.n, softcap, logits, logits_stride,
-                    summaries.n_following);
+                    {summaries.n_following, nullptr, 0});
   for (std::size_t g = 0; g < queries.n; ++g) {
     float* row = logits + g * logits_stride;
     for (std::size_t r = 0; r < summaries.n; ++r) {
@@ -235,7 +239,7 @@ void estimate_rows(const query_rows& queries, const float* squared_norms,
 template <scalar S>
 void score_logits(const query_rows& queries, const S* keys, std::size_t n, float softcap,
                   float* logits, std::size_t logits_stride) noexcept {
-  detail::score_run(queries, keys, n, softcap, logits, logits_stride, 0);
+  detail::score_run(queries, keys, n, softcap, logits, logits_stride, {});
 }
 
 }  // namespace wavekv

@@ -34,12 +34,29 @@ struct row_tuning {
   }
 };
 
+/// @brief What will be read after a run of rows, so that it can be asked for while the run is worked on.
+struct read_ahead {
+  std::size_t n_following = 0;  ///< rows that lie right behind the run and are read next
+  const void* next = nullptr;   ///< what is read after those (the next block), or null: not known
+  std::size_t n_stream = 0;     ///< rows of the block the run is part of; 0: n_rows + n_following
+};
+
 namespace detail {
 
-/// Address arithmetic that may leave the array: only for prefetches.
-template <class T>
-HWY_INLINE const void* ahead(const T* p, std::size_t bytes) {
-  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + bytes);
+/// Bytes from row r of a run to what should be asked for while it is worked on; 0: nothing is known to come.
+/// The run, the rows that follow it and `next` are one stream, looked at prefetch_rows() ahead.
+HWY_INLINE std::size_t prefetch_distance(const void* rows, std::size_t row_bytes, std::size_t r,
+                                         std::size_t n, std::size_t n_rows,
+                                         const read_ahead& then) {
+  const std::size_t end = n_rows + then.n_following;
+  // Not further ahead than a block is long: what comes after the next block is not known.
+  const std::size_t ahead_rows =
+      std::min(row_tuning::prefetch_rows(row_bytes), then.n_stream != 0 ? then.n_stream : end);
+  if (r + n + ahead_rows <= end) return ahead_rows * row_bytes;
+  if (then.next == nullptr) return 0;
+  const std::size_t past_end = r + ahead_rows > end ? r + ahead_rows - end : 0;
+  return reinterpret_cast<std::uintptr_t>(then.next) + past_end * row_bytes -
+         (reinterpret_cast<std::uintptr_t>(rows) + r * row_bytes);
 }
 
 }  // namespace detail
@@ -208,16 +225,15 @@ HWY_INLINE void by_query_tiles(std::size_t n_q, const F& f) {
 /// bytes to prefetch ahead).
 template <scalar S, class Tile>
 HWY_INLINE void score_tiles(std::size_t n_q, const S* rows, std::size_t n_rows, std::size_t dim,
-                            float* logits, std::size_t logits_stride, std::size_t n_following,
+                            float* logits, std::size_t logits_stride, const read_ahead& then,
                             const Tile& tile) {
   const std::size_t row_bytes = dim * sizeof(S);
-  const std::size_t ahead = row_tuning::prefetch_rows(row_bytes);
   std::size_t r = 0;
   for (; r + 4 <= n_rows; r += 4) {
-    const bool more = r + 4 + ahead <= n_rows + n_following;
+    const std::size_t distance = prefetch_distance(rows, row_bytes, r, 4, n_rows, then);
     by_query_tiles(n_q, [&](auto size, std::size_t g) {
       tile(std::integral_constant<std::size_t, 4>{}, size, g, rows + r * dim, dim,
-           logits + g * logits_stride + r, logits_stride, more && g == 0 ? ahead * row_bytes : 0);
+           logits + g * logits_stride + r, logits_stride, g == 0 ? distance : 0);
     });
   }
   for (; r < n_rows; ++r) {
@@ -237,11 +253,11 @@ HWY_INLINE void score_tiles(std::size_t n_q, const S* rows, std::size_t n_rows, 
 /// @param q  [n_q, dim] with q_stride floats from one query to the next; the scale is already in it
 /// @param rows  [n_rows, dim] contiguous
 /// @param logits  [n_q, n_rows] with logits_stride; overwritten
-/// @param n_following  rows that lie right after the run and are read next: they are prefetched, too
+/// @param then  what is read after the run; prefetched on the way
 template <scalar S>
 void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* rows,
                 std::size_t n_rows, std::size_t dim, float* logits, std::size_t logits_stride,
-                std::size_t n_following = 0) noexcept {
+                const read_ahead& then = {}) noexcept {
 #if WAVEKV_BF16_PRODUCTS
   if constexpr (std::is_same_v<S, bf16>) {
     if (dim <= detail::split_queries::max_dim) {
@@ -249,7 +265,7 @@ void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* 
         const std::size_t n = std::min(detail::split_queries::max_queries, n_q - g);
         const detail::split_queries queries(q + g * q_stride, n, q_stride, dim);
         detail::score_tiles(
-            n, rows, n_rows, dim, logits + g * logits_stride, logits_stride, n_following,
+            n, rows, n_rows, dim, logits + g * logits_stride, logits_stride, then,
             [&](auto n_tile_rows, auto n_tile_queries, std::size_t first, const auto&... tile) {
               detail::score_tile_bf16<n_tile_rows, n_tile_queries>(queries.of(first), tile...);
             });
@@ -259,7 +275,7 @@ void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* 
   }
 #endif
   detail::score_tiles(
-      n_q, rows, n_rows, dim, logits, logits_stride, n_following,
+      n_q, rows, n_rows, dim, logits, logits_stride, then,
       [&](auto n_tile_rows, auto n_tile_queries, std::size_t first, const auto&... tile) {
         detail::score_tile<n_tile_rows, n_tile_queries>(q + first * q_stride, q_stride, tile...);
       });
@@ -272,22 +288,21 @@ void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* 
 /// @param w  [n_q, n_rows] with w_stride
 /// @param rows  [n_rows, dim] contiguous
 /// @param acc  [n_q, dim] with acc_stride; added to
-/// @param n_following  rows that lie right after the run and are read next: they are prefetched, too
+/// @param then  what is read after the run; prefetched on the way
 template <scalar S>
 void add_weighted_rows(const float* w, std::size_t n_q, std::size_t w_stride, const S* rows,
                        std::size_t n_rows, std::size_t dim, float* acc, std::size_t acc_stride,
-                       std::size_t n_following = 0) noexcept {
+                       const read_ahead& then = {}) noexcept {
   const std::size_t row_bytes = dim * sizeof(S);
   const std::size_t chunk =
       std::clamp<std::size_t>(row_tuning::chunk_bytes / row_bytes, 1, row_tuning::max_chunk_rows);
-  const std::size_t ahead = row_tuning::prefetch_rows(row_bytes);
   for (std::size_t r = 0; r < n_rows; r += chunk) {
     const std::size_t n = std::min(chunk, n_rows - r);
-    const bool more = r + n + ahead <= n_rows + n_following;
+    const std::size_t distance = detail::prefetch_distance(rows, row_bytes, r, n, n_rows, then);
     detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
       detail::add_weighted_chunk<decltype(size)::value>(
           w + g * w_stride + r, w_stride, rows + r * dim, n, dim, acc + g * acc_stride, acc_stride,
-          more && g == 0 ? ahead * row_bytes : 0);
+          g == 0 ? distance : 0);
     });
   }
 }

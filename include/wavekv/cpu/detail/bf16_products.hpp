@@ -117,7 +117,7 @@ HWY_INLINE void score_tile_bf16(const std::uint16_t* q, const bf16* rows, std::s
     if (prefetch_ahead != 0) {
       HWY_UNROLL(4)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
-        prefetch(bits + r * dim + c + prefetch_ahead / sizeof(bf16));
+        prefetch(ahead(bits + r * dim + c, prefetch_ahead));
     }
     step([](const std::uint16_t* p) HWY_ATTR { return pinned(_mm512_loadu_si512(p)); }, c);
   }
@@ -194,8 +194,8 @@ HWY_INLINE void add_weighted_tile_bf16(const split_weights& w, const bf16* rows,
   for (std::size_t r = 0; r < n_rows; ++r) {
     const std::uint16_t* row = bits + r * dim;
     if (prefetch_ahead != 0) {
-      prefetch(row + prefetch_ahead / sizeof(bf16));
-      prefetch(row + prefetch_ahead / sizeof(bf16) + pair_lanes);
+      prefetch(ahead(row, prefetch_ahead));
+      prefetch(ahead(row + pair_lanes, prefetch_ahead));
     }
     const __m512i left = _mm512_loadu_si512(row);
     const __m512i right = _mm512_loadu_si512(row + pair_lanes);

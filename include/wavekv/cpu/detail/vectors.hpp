@@ -183,6 +183,13 @@ HWY_INLINE float_vector in_register(float_vector v) {
   return v;
 }
 
+/// Address arithmetic that may leave the array, in both directions (modulo the address space): only for
+/// prefetches.
+template <class T>
+HWY_INLINE const void* ahead(const T* p, std::size_t bytes) {
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + bytes);
+}
+
 /// Asks for the cache line at an address that may lie past the end of an array, into the second-level
 /// cache: asked into the first, far more lines are under way than it has miss buffers, and the stream
 /// runs at half of memory's bandwidth (measured on Zen 4).
