@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -75,7 +76,9 @@ struct fixture {
     for (const sequence_id sequence : sequences) {
       for (std::size_t layer = 0; layer < 2; ++layer) {
         seen.push_back(attend_once(cache, sequence, layer, query, wavekv::exact{}));
-        seen.push_back(attend_once(cache, sequence, layer, query, wavekv::fixed_budget{}));
+        if constexpr (std::is_same_v<S, float>) {  // once is enough, and costs less to compile
+          seen.push_back(attend_once(cache, sequence, layer, query, wavekv::fixed_budget{}));
+        }
         seen.back().lse.push_back(static_cast<float>(cache.length(sequence, layer)));
       }
       seen.back().lse.push_back(static_cast<float>(cache.stats(sequence).segments));

@@ -3,120 +3,21 @@
 #include <cmath>
 #include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 
 #include <wavekv/wavekv.hpp>
 
-#include "archetypes/bounds.hpp"
-#include "archetypes/executors.hpp"
-#include "support/model.hpp"
+#include "support/filled_cache.hpp"
 
-// Each estimation bound against the promise it makes.
+// fixed_budget and error_bound against the promises they make.
 
 using namespace wavekv_test;
 using wavekv::bf16;
 using wavekv::f16;
 using wavekv::geometry;
-using wavekv::sequence_id;
-
-namespace {
-
-template <class S, class Counts>
-using cache_of =
-    wavekv::kv_cache<S,
-                     wavekv::wave_index<wavekv::segment_size<256, 128>, Counts,
-                                        wavekv::query_metric_kmeans<4>, wavekv::error_bound<>>,
-                     wavekv::wave_buffer<>, wavekv::cpu<any_executor>>;
-using flat = wavekv::tokens_per_cluster<8>;
-using tree = wavekv::tokens_per_cluster<8, 32>;
-
-geometry small_geometry() {
-  geometry sizes;
-  sizes.n_query_heads = 4;
-  sizes.n_kv_heads = 2;
-  sizes.key_dim = 32;
-  sizes.value_dim = 32;
-  return sizes;
-}
-
-/// One sequence of a family and the oracle's view of it.
-template <class S, class Counts>
-struct filled {
-  filled(key_family family, std::size_t n, std::uint64_t seed, geometry chosen = small_geometry(),
-         any_executor executor = {})
-      : sizes(std::move(chosen)),
-        cache(sizes, options(executor)),
-        sequence(cache.create()),
-        random(seed) {
-    const std::vector<float> keys = make_keys(random, family, n, sizes.n_kv_heads, sizes.key_dim);
-    const std::vector<float> values = normal_rows(random, n * sizes.n_kv_heads * sizes.value_dim);
-    append_rows(cache, sequence, 0, keys, values);
-    cache.seal(sequence);
-    append_naively<S>(tokens, keys, values);
-  }
-
-  static auto options(const any_executor& executor) {
-    typename cache_of<S, Counts>::options_type chosen;
-    chosen.sink_tokens = 4;
-    chosen.window_tokens = 16;
-    chosen.executor = executor;
-    chosen.seed = 3;
-    return chosen;
-  }
-
-  std::vector<float> query(float length = 1.0F) {
-    return normal_rows(random, sizes.n_query_heads * sizes.key_dim, length);
-  }
-
-  geometry sizes;
-  cache_of<S, Counts> cache;
-  sequence_id sequence;
-  random_engine random;
-  naive_layer tokens;
-};
-
-wavekv::error_bound<> without_caps(float epsilon) {
-  wavekv::error_bound<> bound;
-  bound.epsilon = epsilon;
-  bound.max_open = bound.max_read = 1.0F;
-  return bound;
-}
-
-bool all_finite(const outputs& got) {
-  return std::ranges::all_of(got.out, [](float x) { return std::isfinite(x); }) &&
-         std::ranges::all_of(got.lse, [](float x) { return std::isfinite(x); });
-}
-
-}  // namespace
-
-TEST_CASE_TEMPLATE("a bound that opens everything is exact up to the rounding of its corrections",
-                   S, float, bf16, f16) {
-  for (const key_family family : all_families) {
-    filled<S, tree> data(family, 600, 1);
-    INFO("keys ", std::string(name_of(family)));
-    for (int i = 0; i < 4; ++i) {
-      const std::vector<float> query = data.query(i < 2 ? 1.0F : 3.0F);
-      const reference_attention expected = attend_naively(data.sizes, 0, data.tokens, query);
-      // What is estimated and taken out again leaves rounding of 1e-7 of the largest estimate; the
-      // outlier's logit of several hundred is itself known to 1e-4 only.
-      const double tolerance = family == key_family::outlier ? 1e-3 : 1e-4;
-      const auto check = [&](const outputs& got, double allowed) {
-        CHECK(largest_error(data.sizes, got.out, expected) <= allowed);
-        CHECK(largest_lse_error(got.lse, expected) <= allowed);
-      };
-      check(attend_once(data.cache, data.sequence, 0, query, open_all{}), tolerance);
-      check(attend_once(data.cache, data.sequence, 0, query, wavekv::fixed_budget{1.0F, 0.0F}),
-            tolerance);
-      // error_bound does not read a cluster of equal keys, whose estimate errs only by the rounding of
-      // the stored mean value.
-      const bool alike = family == key_family::equal || family == key_family::tiny;
-      check(attend_once(data.cache, data.sequence, 0, query, without_caps(1e-20F)),
-            alike ? std::max(tolerance, double{wavekv::scalar_traits<S>::epsilon}) : tolerance);
-    }
-  }
-}
 
 TEST_CASE(
     "fixed_budget reads and estimates its fractions of the clusters, and reports what it drops") {
@@ -293,68 +194,6 @@ TEST_CASE("error_bound without caps: the true error stays within a small factor 
   }
 }
 
-TEST_CASE("verified_bound: the promise holds for at least 1 - delta of (step, head) pairs") {
-  geometry sizes = small_geometry();
-  for (const key_family family : {key_family::uniform, key_family::clustered, key_family::needle}) {
-    for (const float epsilon : {0.3F, 0.1F}) {
-      filled<float, tree> data(family, 1500, 8, sizes);
-      wavekv::verified_bound<> bound;
-      bound.epsilon = epsilon;
-      bound.delta = 0.05F;
-      bound.rule.epsilon = epsilon;
-      bound.rule.free_tokens =
-          32;  // little is read at first, so that the check has something to say
-      std::size_t n_pairs = 0;
-      std::size_t n_missed = 0;
-      std::uint64_t rounds = 0;
-      std::uint64_t read = 0;
-      std::uint64_t held = 0;
-      for (int i = 0; i < 130; ++i) {
-        const std::vector<float> query = data.query(i % 2 == 0 ? 1.0F : 2.0F);
-        const auto [got, stats] = attend_counted(data.cache, data.sequence, 0, query, bound);
-        const reference_attention expected = attend_naively(sizes, 0, data.tokens, query);
-        for (std::size_t h = 0; h < sizes.n_query_heads; ++h) {
-          const std::size_t at = h * sizes.value_dim;
-          const double error =
-              relative_error(std::span<const float>(got.out).subspan(at, sizes.value_dim),
-                             std::span<const double>(expected.out).subspan(at, sizes.value_dim));
-          n_missed += error > static_cast<double>(epsilon) ? 1 : 0;
-          ++n_pairs;
-        }
-        CHECK(stats.sampled_error <= epsilon);
-        CHECK(stats.rounds <= 2 * 5);
-        rounds += stats.rounds;
-        read += stats.tokens_read;
-        held += stats.tokens_held;
-      }
-      INFO("keys ", std::string(name_of(family)), ", epsilon ", epsilon, ": missed ", n_missed,
-           " of ", n_pairs, ", rounds ", rounds, ", read ", read, " of ", held);
-      CHECK(n_pairs >= 500);
-      CHECK(static_cast<double>(n_missed) <= 0.05 * static_cast<double>(n_pairs));
-      CHECK(rounds >= 260);  // at least one plan for each of 130 · 2 groups
-    }
-  }
-}
-
-TEST_CASE("verified_bound ends in exact attention when nothing less will do") {
-  for (const key_family family : {key_family::uniform, key_family::clustered}) {
-    filled<float, tree> data(family, 900, 9);
-    wavekv::verified_bound<> bound;
-    bound.epsilon = 1e-6F;
-    bound.rule.epsilon = 0.5F;
-    bound.rule.free_tokens = 0;
-    bound.rule.max_open = bound.rule.max_read = 0.01F;
-    bound.rounds = 2;
-    const std::vector<float> query = data.query();
-    const auto [got, stats] = attend_counted(data.cache, data.sequence, 0, query, bound);
-    CHECK(stats.rounds == 2 * 3);  // two plans and the exact end, for each KV head
-    CHECK(got == attend_once(data.cache, data.sequence, 0, query, wavekv::exact{}));
-    CHECK(stats.sampled_error == 0.0F);
-    CHECK(stats.groups == 2);
-    CHECK(stats.tokens_held == 2 * 900);
-  }
-}
-
 TEST_CASE("ranking by sum and by max") {
   filled<float, flat> data(key_family::clustered, 1300, 10);
   const std::vector<float> query = data.query();
@@ -377,29 +216,4 @@ TEST_CASE("ranking by sum and by max") {
                     wavekv::basic_fixed_budget<wavekv::rank_by_sum>{}) ==
         attend_once(alone.cache, alone.sequence, 0, own,
                     wavekv::basic_fixed_budget<wavekv::rank_by_max>{}));
-}
-
-TEST_CASE_TEMPLATE("every bound gives the same bits on every executor, on every family", S, float,
-                   bf16) {
-  for (const key_family family : all_families) {
-    std::vector<outputs> first;
-    for (const any_executor& executor : executors_to_compare()) {
-      geometry sizes = small_geometry();
-      filled<S, tree> data(family, 1100, 11, sizes, executor);
-      std::vector<outputs> seen;
-      for (int i = 0; i < 2; ++i) {
-        const std::vector<float> query = data.query();
-        wavekv::error_bound<> error = without_caps(0.05F);
-        wavekv::verified_bound<> verified;
-        verified.samples = 32;
-        verified.rule.free_tokens = 32;
-        seen.push_back(attend_once(data.cache, data.sequence, 0, query, error));
-        seen.push_back(attend_once(data.cache, data.sequence, 0, query, wavekv::fixed_budget{}));
-        seen.push_back(attend_once(data.cache, data.sequence, 0, query, verified));
-        CHECK(std::ranges::all_of(seen, all_finite));
-      }
-      if (first.empty()) first = seen;
-      CHECK(first == seen);
-    }
-  }
 }

@@ -214,8 +214,8 @@ class episode {
     }
   }
 
-  // Outliers have logits of hundreds, of which float knows 1e-5 to 1e-4; see exact_test.cpp for the rest.
-  static constexpr double outlier_tolerance = 3e-4;
+  // See exact_test.cpp for bf16; outliers have logits of hundreds, and roundings to match.
+  static constexpr double outlier_tolerance = 5e-3;
 
   random_engine random_;
   geometry sizes_;

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <wavekv/index/bounds/error_bound.hpp>
+#include <wavekv/index/bounds/exact.hpp>
+#include <wavekv/index/bounds/fixed_budget.hpp>
+#include <wavekv/index/bounds/verified_bound.hpp>
+#include <wavekv/index/detail/select.hpp>
+
+#include "conformance/index_law.hpp"
+
+// Plans of the shipped bounds on frontiers made up here, against plain sorting.
+
+using namespace wavekv_test;
+using wavekv::zone;
+
+namespace {
+
+std::vector<zone> plan(const auto& bound, const frontier_data& data) {
+  std::vector<zone> zones(data.view.n_nodes, zone::estimation);
+  bound.plan(data.view, std::span(zones));
+  return zones;
+}
+
+/// Indices by falling value; ties: the smaller index first.
+std::vector<std::size_t> ranked(const auto& value, std::size_t n) {
+  std::vector<std::size_t> order(n);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::stable_sort(order,
+                           [&](std::size_t a, std::size_t b) { return value(a) > value(b); });
+  return order;
+}
+
+}  // namespace
+
+TEST_CASE("for_largest equals a stable sort") {
+  random_engine random(1);
+  for (const std::size_t n : {0U, 1U, 2U, 33U, 500U}) {
+    for (int kind = 0; kind < 4; ++kind) {
+      std::vector<float> values(n);
+      for (float& x : values) {
+        x = kind == 0   ? static_cast<float>(random() % 1000)
+            : kind == 1 ? static_cast<float>(random() % 3)
+            : kind == 2 ? std::exp(static_cast<float>(random() % 100) - 50.0F)
+                        : 1e-42F * static_cast<float>(random() % 5);
+      }
+      for (const std::size_t k : {std::size_t{0}, std::size_t{1}, n / 3, n / 2, n, n + 5}) {
+        std::vector<std::size_t> chosen;
+        wavekv::detail::for_largest(
+            n, k, [&](std::size_t i) { return values[i]; },
+            [&](std::size_t i) { chosen.push_back(i); });
+        std::vector<std::size_t> expected = ranked([&](std::size_t i) { return values[i]; }, n);
+        expected.resize(std::min(k, n));
+        std::ranges::sort(expected);
+        CHECK(chosen == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("fixed_budget takes the nearest clusters, by share per token") {
+  random_engine random(2);
+  for (const std::size_t n : {1U, 10U, 777U}) {
+    const frontier_data data =
+        frontier_data::random<wavekv::rank_by_sum>(random, 0, n, 4, key_family::uniform);
+    for (const auto& [retrieve, estimate] :
+         {std::pair{0.018F, 0.232F}, {0.5F, 0.5F}, {0.0F, 0.1F}, {0.3F, 0.0F}, {0.0F, 0.0F}}) {
+      const std::vector<zone> zones = plan(wavekv::fixed_budget{retrieve, estimate}, data);
+      const auto nearness = [&](std::size_t i) {
+        return data.view.share()[i] / data.view.size()[i];
+      };
+      const std::vector<std::size_t> order = ranked(nearness, n);
+      const auto count = [&](float fraction) {
+        return static_cast<std::size_t>(std::ceil(fraction * static_cast<float>(n)));
+      };
+      for (std::size_t rank = 0; rank < n; ++rank) {
+        const zone expected = rank < count(retrieve)              ? zone::retrieval
+                              : rank < count(retrieve + estimate) ? zone::estimation
+                                                                  : zone::dropped;
+        CHECK(zones[order[rank]] == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("error_bound leaves no more error than epsilon to any head, and opens little more than "
+          "it must") {
+  random_engine random(3);
+  for (const key_family family :
+       {key_family::uniform, key_family::outlier, key_family::needle, key_family::equal}) {
+    for (const std::size_t level : {0U, 1U}) {
+      for (const float epsilon : {0.5F, 0.05F, 0.04F, 0.01F}) {
+        const frontier_data data =
+            frontier_data::random<wavekv::rank_by_max>(random, level, 600, 4, family);
+        wavekv::error_bound<> bound;
+        bound.epsilon = epsilon;
+        bound.max_open = bound.max_read = 1.0F;
+        const std::vector<zone> zones = plan(bound, data);
+        float smallest_opened = HUGE_VALF;
+        float largest_kept = 0.0F;
+        for (std::size_t i = 0; i < 600; ++i) {
+          const float ranked_error = data.view.error()[i];
+          if (zones[i] == zone::retrieval) {
+            smallest_opened = std::min(smallest_opened, ranked_error);
+          } else {
+            largest_kept = std::max(largest_kept, ranked_error);
+          }
+        }
+        CHECK(largest_kept <= smallest_opened);  // in order of expected error
+        bool may_open_less = true;
+        for (std::size_t g = 0; g < 4; ++g) {
+          double left = 0.0;
+          double with_smallest = 0.0;  // if the eighth of an octave opened last had stayed
+          for (std::size_t i = 0; i < 600; ++i) {
+            const double squared = std::pow(static_cast<double>(data.view.error(g)[i]), 2.0);
+            left += zones[i] == zone::estimation ? squared : 0.0;
+            with_smallest += data.view.error()[i] < smallest_opened * 1.13F ? squared : 0.0;
+          }
+          // settled² is the share of epsilon² that coarser levels used; a coarse level leaves half to those below.
+          const double allowed = (static_cast<double>(epsilon) * static_cast<double>(epsilon) -
+                                  static_cast<double>(data.view.settled_squared_error()[g])) *
+                                 (level > 0 ? 0.5 : 1.0);
+          if (allowed > 0.0) CHECK(left <= allowed * 1.0001);
+          may_open_less = may_open_less && with_smallest <= allowed;
+        }
+        if (smallest_opened < HUGE_VALF) CHECK_FALSE(may_open_less);
+      }
+    }
+  }
+}
+
+TEST_CASE("error_bound's caps") {
+  random_engine random(4);
+  const frontier_data clusters =
+      frontier_data::random<wavekv::rank_by_max>(random, 0, 1000, 2, key_family::uniform);
+  for (const float max_read : {0.0F, 0.02F, 0.3F}) {
+    for (const std::size_t free_tokens : {0U, 100U, 5000U}) {
+      wavekv::error_bound<> bound{1e-9F, 1.0F, max_read, free_tokens};
+      const std::vector<zone> zones = plan(bound, clusters);
+      float read = 0.0F;
+      float next = HUGE_VALF;  // size of the largest error that was left
+      float largest_left = -1.0F;
+      for (std::size_t i = 0; i < 1000; ++i) {
+        if (zones[i] == zone::retrieval) {
+          read += clusters.view.size()[i];
+        } else if (clusters.view.error()[i] > largest_left) {
+          largest_left = clusters.view.error()[i];
+          next = clusters.view.size()[i];
+        }
+      }
+      const float budget = std::max(static_cast<float>(free_tokens),
+                                    max_read * static_cast<float>(clusters.view.n_tokens));
+      CHECK(read <= budget);
+      CHECK(read + next > budget);  // and the next one would not have fitted
+    }
+  }
+  const frontier_data nodes =
+      frontier_data::random<wavekv::rank_by_max>(random, 1, 1000, 2, key_family::uniform);
+  for (const float max_open : {0.0F, 0.1F, 1.0F}) {
+    wavekv::error_bound<> bound{1e-9F, max_open, 1.0F, 0};
+    const auto opened = std::ranges::count(plan(bound, nodes), zone::retrieval);
+    const auto wanted = static_cast<std::ptrdiff_t>(std::max(1.0F, max_open * 1000.0F));
+    CHECK(opened <= wanted);
+    CHECK(opened >= wanted - 20);  // nodes without any error need not be opened
+  }
+}
+
+TEST_CASE("exact reads everything") {
+  random_engine random(5);
+  const frontier_data data =
+      frontier_data::random<wavekv::rank_by_max>(random, 0, 50, 1, key_family::uniform);
+  CHECK(std::ranges::count(plan(wavekv::exact{}, data), zone::retrieval) == 50);
+}
+
+TEST_CASE("rankings") {
+  CHECK(wavekv::rank_by_max::combine(1.0F, 2.0F) == 2.0F);
+  CHECK(wavekv::rank_by_max::combine(2.0F, 1.0F) == 2.0F);
+  CHECK(wavekv::rank_by_sum::combine(1.0F, 2.0F) == 3.0F);
+}
+
+TEST_CASE("verified_bound: more confidence asks for more deviations; rounds tighten") {
+  wavekv::verified_bound<> bound;
+  float before = 0.0F;
+  for (const float delta : {0.49F, 0.3F, 0.1F, 0.05F, 0.01F, 0.001F}) {
+    bound.delta = delta;
+    CHECK(bound.confidence_deviations() > before);
+    before = bound.confidence_deviations();
+  }
+  bound.delta = 0.05F;
+  CHECK(bound.confidence_deviations() >=
+        1.644F);  // at least the normal distribution's one-sided quantile
+  const wavekv::verified_bound<> next = bound.tightened();
+  CHECK(next.epsilon == bound.epsilon);  // the promise stays, the plan gets stricter
+  CHECK(next.rule.epsilon < bound.rule.epsilon);
+  CHECK(next.rule.max_read >= bound.rule.max_read);
+  CHECK(next.rule.max_open >= bound.rule.max_open);
+}
