@@ -136,7 +136,8 @@ TEST_CASE_TEMPLATE("attend_rows: run by run equals one run", S, float, bf16) {
   std::vector<float> b(n_q * dim);
   wavekv::finish(whole.view(), a.data(), dim);
   wavekv::finish(runs.view(), b.data(), dim);
-  CHECK(wavekv_test::relative_error<float, float>(a, b) <= 1e-6);
+  // The maxima differ on the way, and with them how weights round.
+  CHECK(wavekv_test::relative_error<float, float>(a, b) <= 0.2 * bound<S>);
 }
 
 TEST_CASE_TEMPLATE("attend_rows: naming the next block changes nothing, wherever it lies", S, float,
