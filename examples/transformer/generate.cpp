@@ -115,8 +115,8 @@ prompt make_needle_prompt(const options& options, tokenizer& tokenizer) {
   const needle asked = hay.needles[options.seed % n];
   const auto question = maker.question(asked.word);
   hay.tokens.insert(hay.tokens.end(), question.begin(), question.end());
-  std::printf("%zu needles in %zu tokens; asked for \"%s\", hidden at %.0f %% of the text\n", n,
-              options.needle_tokens, asked.word.c_str(), 100 * asked.depth);
+  std::printf("%zu needles in %zu tokens of text; asked for one at %.0f %% of its length\n", n,
+              options.needle_tokens, 100 * asked.depth);
   return {std::move(hay.tokens), asked};
 }
 
@@ -174,9 +174,10 @@ std::string answer_of(const generation& generated, const tokenizer& tokenizer,
 
 void report_needle(const prompt& prompt, const std::string& answer) {
   if (!prompt.asked) return;
-  std::printf("expected %s, found %s: %s\n", prompt.asked->number.c_str(),
-              answer.empty() ? "nothing" : answer.c_str(),
-              answer == prompt.asked->number ? "right" : "WRONG");
+  std::printf("Question: what is the magic number of %s?\n", prompt.asked->word.c_str());
+  std::printf("Answer:   %s (expected %s: %s)\n\n", answer.empty() ? "none" : answer.c_str(),
+              prompt.asked->number.c_str(), answer == prompt.asked->number ? "right" : "WRONG");
+  std::fflush(stdout);
 }
 
 void write_json(const options& options, const nlohmann::json& json) {
@@ -204,9 +205,12 @@ bool run_once(const options& options, model& model, const tokenizer& tokenizer,
       model.start(std::make_unique<attention>(cache, make_bound(options.cache, options)));
   const double prefill_seconds = read_with_progress(model, session, prompt, options);
   text_printer printer(tokenizer);
+  const bool stream = !prompt.asked;  // of a needle only the number is of interest
   const auto generated = generate(model, session, prompt.tokens.back(), make_sampler(options),
-                                  stop_rule(options), [&](token_id token) { printer(token); });
-  printer.finish();
+                                  stop_rule(options), [&](token_id token) {
+                                    if (stream) printer(token);
+                                  });
+  if (stream) printer.finish();
   const side wave{options.cache, answer_of(generated, tokenizer, prompt), generated,
                   static_cast<const attention&>(*session.attention).record()};
   report_needle(prompt, wave.answer);
@@ -251,8 +255,11 @@ bool run_comparison(const options& options, model& model, const tokenizer& token
   auto wave = decode_fork("wave index", bound, options, model, tokenizer, prompt, read);
   if (full.generated.interrupted || wave.generated.interrupted) return false;
   wave.record.true_errors = true_errors(wave, bound, model, prompt, read);
-  std::cout << tokenizer.decode(wave.generated.tokens) << "\n\n";
-  report_needle(prompt, wave.answer);
+  if (prompt.asked) {
+    report_needle(prompt, wave.answer);
+  } else {
+    std::cout << wave.answer << "\n\n";
+  }
   std::cout << comparison_table(full, wave, prefill_seconds, prompt.tokens.size()) << std::flush;
   auto json = prompt_json(options, prompt, prefill_seconds);
   json["full"] = to_json(full);
