@@ -57,6 +57,9 @@ class prefill_tile {
         values_(key_tile * value_dim),
         logits_(key_tile * panel_rows) {}
 
+  /// @brief Rows that begin() may be given.
+  [[nodiscard]] std::size_t max_rows() const noexcept { return max_rows_; }
+
   /// @brief Tokens a task should take, so that it has about preferred_rows rows.
   [[nodiscard]] static constexpr std::size_t preferred_tokens(std::size_t rows_per_token) noexcept {
     return std::max<std::size_t>(1, preferred_rows / rows_per_token);
