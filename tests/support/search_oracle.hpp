@@ -138,8 +138,11 @@ class search_oracle {
             for (std::size_t i = 0; i < value.size(); ++i) {
               value[i] += dispersion * lean[g * value.size() + i];
             }
-            kept[g].add(s_mean + 0.5 * logit_variance(queries, g, dispersion, s_mean),
-                        nodes.sizes[node], value.data());
+            double estimate = s_mean + 0.5 * logit_variance(queries, g, dispersion, s_mean);
+            if (sizes_.logit_softcap > 0.0F) {
+              estimate = std::min(estimate, static_cast<double>(sizes_.logit_softcap));
+            }
+            kept[g].add(estimate, nodes.sizes[node], value.data());
           }
           break;
         }

@@ -20,6 +20,7 @@
 /// @brief Whatever zones a bound chooses, the answer must be the formula
 ///   numerator = Σ_exact e^s v + Σ_estimated m ṽ,  denominator = Σ_exact e^s + Σ_estimated m,
 ///   m = n e^(q·c + σ²/2),  ṽ = v̄ + dispersion · slopeᵀ·q
+/// (a softcap bounds the exponent and leaves out the slope)
 /// over exactly those zones, and the counts of the step must be those of the zones.
 
 namespace wavekv_test {

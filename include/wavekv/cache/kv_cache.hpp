@@ -60,9 +60,32 @@ struct partial_output {
 /// @tparam Buffer   a wave_buffer: placement, eviction, transfer
 /// @tparam Backend  where it computes: cpu<Executor>
 /// Source: RetroInfer, arXiv 2505.02922.
-template <scalar Scalar = bf16, class Index = wave_index<>, class Buffer = wave_buffer<>,
+template <class Scalar = bf16, class Index = wave_index<>, class Buffer = wave_buffer<>,
           class Backend = cpu<>>
 class kv_cache {
+  static_assert(scalar<Scalar>, "kv_cache: Scalar must model wavekv::scalar (trivially copyable, "
+                                "with a scalar_traits of to_float, "
+                                "from_float, name and epsilon); see <wavekv/core/scalar.hpp>");
+  static_assert(
+      requires {
+        typename Index::segment_size_type;
+        typename Index::cluster_count_type;
+        typename Index::clusterer_type;
+        typename Index::bound_type;
+      }, "kv_cache: Index must be a wavekv::wave_index (segment size, cluster count, clusterer, "
+         "estimation "
+         "bound); see <wavekv/index/wave_index.hpp>");
+  static_assert(
+      requires {
+        typename Buffer::placement_type;
+        typename Buffer::eviction_type;
+        typename Buffer::transfer_type;
+      }, "kv_cache: Buffer must be a wavekv::wave_buffer (placement, eviction, transfer); see "
+         "<wavekv/buffer/wave_buffer.hpp>");
+  static_assert(
+      requires { typename Backend::executor_type; },
+      "kv_cache: Backend must be wavekv::cpu<Executor>; see <wavekv/cpu/backend.hpp>");
+
  public:
   using scalar_type = Scalar;
   using index_type = Index;

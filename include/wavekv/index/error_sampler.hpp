@@ -43,6 +43,17 @@ class error_sampler {
  public:
   using search_type = group_search<T, Buffer>;
 
+  /// @brief Makes room for samples of any search within the limits.  @throw std::bad_alloc
+  void reserve(const search_limits& limits) {
+    reserve_room(cumulative_, limits.n_all_nodes);
+    reserve_room(places_, limits.n_all_nodes);
+    reserve_room(output_, limits.group_size * limits.value_dim);
+    reserve_room(batch_sums_, n_batches * limits.group_size * limits.value_dim);
+    reserve_room(logits_, limits.group_size);
+    reserve_room(log_normalizer_, limits.group_size);
+    reserve_room(errors_, limits.group_size);
+  }
+
   /// @brief Draws tokens and returns the sampled relative error of every query head: the root of the
   /// U-statistic with `deviations` of its standard errors added. When only the standard error stands in
   /// the way of acceptance, more are drawn, up to 8 times as many.

@@ -18,6 +18,7 @@
 #include <wavekv/cache/token_rows.hpp>
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/frontier.hpp>
+#include <wavekv/index/search_limits.hpp>
 #include <wavekv/index/segment.hpp>
 #include <wavekv/index/value_tilt.hpp>
 
@@ -87,7 +88,66 @@ class group_search {
   /// @brief Steady-zone tokens that one part covers.
   static constexpr std::size_t steady_part_tokens = 1024;
 
-  /// @brief Takes a new input. Complexity: O(parts). Allocates: only while the state grows.
+  /// @brief Widens limits so that they hold for an input, too. Complexity: O(segments).
+  static void widen(search_limits& limits, const input_type& input) noexcept {
+    const std::size_t n_steady = input.n_visible_sink + input.n_visible_tail;
+    std::array<std::size_t, max_tree_levels> n_nodes{};
+    for (const auto& segment : input.segments) {
+      const head_index<T>& head = segment->head(input.head);
+      for (std::size_t level = 0; level < segment->n_levels(); ++level) {
+        n_nodes[level] += head.levels[level].n_nodes;
+      }
+      limits.n_segment_clusters =
+          std::max<std::size_t>(limits.n_segment_clusters, head.levels[0].n_nodes);
+    }
+    std::size_t n_all_nodes = 0;
+    for (std::size_t level = 0; level < max_tree_levels; ++level) {
+      limits.n_nodes[level] = std::max(limits.n_nodes[level], n_nodes[level]);
+      n_all_nodes += n_nodes[level];
+    }
+    limits.n_all_nodes = std::max(limits.n_all_nodes, n_all_nodes);
+    limits.n_segments = std::max(limits.n_segments, input.segments.size());
+    limits.n_parts =
+        std::max(limits.n_parts,
+                 (n_steady + steady_part_tokens - 1) / steady_part_tokens + input.segments.size());
+    limits.group_size = std::max(limits.group_size, input.group_size);
+    limits.value_dim = std::max(limits.value_dim, input.value_dim);
+  }
+
+  /// @brief Makes room for any search within the limits, so that which nodes a plan opens, and which worker
+  /// gets which search, decide nothing about allocation. A quarter more than asked for, when there is too little.
+  /// @throw std::bad_alloc
+  void reserve(const search_limits& limits) {
+    const std::size_t grouped = limits.group_size;
+    reserve_room(partials_, limits.n_parts * grouped * (limits.value_dim + 2));
+    reserve_room(part_stats_, limits.n_parts);
+    for (auto* array :
+         {&query_norms_, &log_normalizer_, &output_norm_, &settled_float_, &dropped_}) {
+      reserve_room(*array, grouped);
+    }
+    reserve_room(settled_, grouped);
+    reserve_room(merged_, grouped * (limits.value_dim + 2));
+    reserve_room(tilt_share_, max_tree_levels * grouped);
+    reserve_room(tilt_normalizer_, max_tree_levels * grouped);
+    reserve_room(tilts_, max_tree_levels * grouped * limits.value_dim);
+    for (std::size_t level = 0; level < max_tree_levels; ++level) {
+      level_state& state = levels_[level];
+      const std::size_t n = limits.n_nodes[level];
+      reserve_room(state.offset, limits.n_segments + 1);
+      reserve_room(state.node, n);
+      reserve_room(state.value_mean, n);
+      reserve_room(state.size, n);
+      reserve_room(state.dispersion, n);
+      reserve_room(state.ranked_share, n);
+      reserve_room(state.ranked_error, n);
+      reserve_room(state.zones, n);
+      reserve_room(state.logits, n * grouped);
+      reserve_room(state.share, n * grouped);
+      reserve_room(state.error, n * grouped);
+    }
+  }
+
+  /// @brief Takes a new input. Complexity: O(parts). Allocates: nothing within the limits reserved.
   void begin(const input_type& input) {
     input_ = input;
     n_steady_parts_ = (n_steady_tokens() + steady_part_tokens - 1) / steady_part_tokens;
@@ -270,11 +330,15 @@ class group_search {
   [[nodiscard]] std::span<const float> squared_query_norms() const noexcept { return query_norms_; }
   [[nodiscard]] step_stats& own_stats() noexcept { return stats_; }
 
-  /// @brief Variance of a logit inside a node of a level's frontier.
+  /// @brief Variance of a logit inside a node of a level's frontier, as errors are predicted from it.
+  ///
+  /// Under a softcap the centroid may be saturated where the tokens are not: the slope at the centroid, which
+  /// the estimate itself uses, would then promise an estimate without error. Capped logits lie in [-cap, cap],
+  /// and so does their variance below cap² (Popoviciu).
   [[nodiscard]] float variance(const level_state& state, std::size_t g,
                                std::size_t i) const noexcept {
-    return logit_variance(query_norms_[g], state.dispersion[i], state.logits[g * state.n_nodes + i],
-                          input_.softcap);
+    const float variance = std::min(query_norms_[g] * state.dispersion[i], max_logit_variance);
+    return input_.softcap > 0.0F ? std::min(variance, input_.softcap * input_.softcap) : variance;
   }
 
   /// @brief Direction in which estimates of a level tilt for query head g, per unit of dispersion
@@ -338,7 +402,7 @@ class group_search {
     const std::size_t grouped = n * input_.group_size;
     const auto grow = [](auto& array, std::size_t size) {
       if (array.size() < size) {
-        array.resize(size + size / 4);
+        array.resize(size);
       }
     };
     grow(state.node, n);

@@ -45,14 +45,26 @@ class search_runner {
     grow(workers_, n_workers);
     grow(stats_, requests.size());
     std::fill_n(stats_.begin(), requests.size(), step_stats{});
+    search_limits limits;
+    for (const request& asked : requests) {
+      search_type::widen(limits, asked.input);
+    }
+    for (worker_state& worker : workers_) {
+      worker.template reserve<Bound>(limits);
+    }
     if (n_workers == 1 || requests.size() >= 4 * n_workers) {
       grow(searches_, n_workers);
+      reserve_searches(n_workers, limits);
       executor.parallel_for(requests.size(), [&](std::size_t i, std::size_t worker) {
         this_thread alone{worker};
         solve(requests, i, 1, worker, bound, reader, alone, workers_[worker].shared, finish);
       });
     } else {
       grow(searches_, requests.size());
+      reserve_searches(requests.size(), limits);
+      reserve_room(shared_.active, requests.size());
+      reserve_room(shared_.accepted, requests.size());
+      reserve_room(shared_.tasks, requests.size() * limits.n_parts);
       solve(requests, 0, requests.size(), 0, bound, reader, executor, shared_, finish);
     }
     step_stats sum;
@@ -63,9 +75,7 @@ class search_runner {
   }
 
   /// @brief What the last run did for one of its requests.
-  [[nodiscard]] const step_stats& stats_of(std::size_t i) const noexcept {
-    return stats_[i];
-  }
+  [[nodiscard]] const step_stats& stats_of(std::size_t i) const noexcept { return stats_[i]; }
 
  private:
   // What the searches of one solve() share; only the thread that calls solve() changes it.
@@ -82,6 +92,19 @@ class search_runner {
     std::vector<float> merged;
     error_sampler<T, Buffer> sampler;
     solve_state shared;
+
+    template <class Bound>
+    void reserve(const search_limits& limits) {
+      reserve_room(blocks, limits.n_segment_clusters);
+      reserve_room(lane.found, limits.n_segment_clusters);
+      reserve_room(merged, limits.group_size * (limits.value_dim + 2));
+      reserve_room(shared.active, 1);
+      reserve_room(shared.accepted, 1);
+      reserve_room(shared.tasks, limits.n_parts);
+      if constexpr (verifying_bound<Bound>) {
+        sampler.reserve(limits);
+      }
+    }
   };
 
   // Does all tasks here, as the worker it is told to be.
@@ -99,6 +122,12 @@ class search_runner {
   static void grow(Array& array, std::size_t n) {
     if (array.size() < n) {
       array.resize(n);
+    }
+  }
+
+  void reserve_searches(std::size_t n, const search_limits& limits) {
+    for (std::size_t i = 0; i < n; ++i) {
+      searches_[i].reserve(limits);
     }
   }
 
