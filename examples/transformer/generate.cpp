@@ -244,12 +244,21 @@ std::vector<float> true_errors(const side& wave, const any_bound& bound, model& 
   return static_cast<const probe&>(*session.attention).record().true_errors;
 }
 
+/// A few steps that nobody times: pages of the weights come in, scratch memory grows.
+void warm_up(const any_bound& bound, model& model, const prompt& prompt, const session& read) {
+  const auto& parent = static_cast<const attention&>(*read.attention);
+  auto session = read.fork(std::make_unique<attention>(parent, bound));
+  generate(model, session, prompt.tokens.back(), sampler({}), {4, false});
+}
+
 /// One prefill, then the same decode with full attention and with the bound, each timed alone.
 bool run_comparison(const options& options, model& model, const tokenizer& tokenizer,
                     const prompt& prompt, cache_type& cache) {
   const auto bound = make_bound(options.cache, options);
   auto read = model.start(std::make_unique<attention>(cache, bound));
   const double prefill_seconds = read_with_progress(model, read, prompt, options);
+  for (const any_bound& each : {any_bound(wavekv::exact{}), bound})
+    warm_up(each, model, prompt, read);
   const auto full =
       decode_fork("full attention", wavekv::exact{}, options, model, tokenizer, prompt, read);
   auto wave = decode_fork("wave index", bound, options, model, tokenizer, prompt, read);

@@ -30,7 +30,8 @@ class progress {
       std::fprintf(stderr, "\r%s [%s] %3.0f %%  %.0f/%zu tokens  %.0f tokens/s ", label_.c_str(),
                    bar.c_str(), 100 * share, n_done, n_tokens_, rate);
       std::fflush(stderr);
-    } else if (const int tenth = static_cast<int>(share * 10); tenth > tenth_) {
+    } else if (const int tenth = static_cast<int>(share * 10);
+               tenth > tenth_ && n_tokens_ >= min_tokens_for_lines) {
       tenth_ = tenth;
       std::fprintf(stderr, "%s %d %%, %.0f tokens/s\n", label_.c_str(), 10 * tenth, rate);
     }
@@ -47,6 +48,8 @@ class progress {
   }
 
  private:
+  static constexpr std::size_t min_tokens_for_lines = 4096;  // less is over before one could read
+
   std::string label_;
   std::size_t n_tokens_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

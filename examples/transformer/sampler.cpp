@@ -27,8 +27,9 @@ token_id sampler::choose(std::span<const float> logits) {
     total += weight;
   }
   if (options_.top_p < 1.0F) {
-    std::ranges::stable_sort(candidates_, std::ranges::greater(),
-                             &std::pair<float, token_id>::first);
+    std::ranges::sort(candidates_, [](const auto& a, const auto& b) {
+      return a.first != b.first ? a.first > b.first : a.second < b.second;
+    });
     double kept = 0;
     std::size_t n = 0;
     while (n < candidates_.size() && (n == 0 || kept < options_.top_p * total))

@@ -174,8 +174,9 @@ void tokenizer::parse_added_tokens(const json& list) {
     set_bytes(token.id, token.content, token.special);
     added_.push_back(std::move(token));
   }
-  std::ranges::stable_sort(added_, std::ranges::greater(),
-                           [](const added_token& t) { return t.content.size(); });
+  std::ranges::sort(added_, [](const added_token& a, const added_token& b) {
+    return std::pair(b.content.size(), a.id) < std::pair(a.content.size(), b.id);
+  });
   for (std::size_t i = 0; i < added_.size(); ++i)
     added_by_first_byte_[static_cast<unsigned char>(added_[i].content.front())].push_back(i);
 }
