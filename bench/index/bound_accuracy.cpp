@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// bound_accuracy: how far the answers of each bound lie from full attention's, and what they read for it.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <wavekv/wavekv.hpp>
+
+#include "data/captured.hpp"
+#include "data/diffuse.hpp"
+
+namespace {
+
+using namespace wavekv_bench;
+using nlohmann::json;
+
+struct options {
+  std::size_t n_tokens = 32768;
+  std::size_t n_questions = 64;
+  std::vector<std::string> data = {"diffuse", "model"};
+  std::vector<std::string> indexes = {"flat", "two_level"};
+  std::vector<std::string> clusterers = {"spherical", "query_metric"};
+  std::vector<float> temperatures = {2.5F, 4.0F};
+  std::filesystem::path model;
+  std::filesystem::path haystack;
+  std::string capture;   // prefix of files to write the model's data to
+  std::string captured;  // prefix of files to read them from
+  std::filesystem::path json_file;
+  std::uint64_t seed = 1;
+};
+
+using any_bound = std::variant<wavekv::exact, wavekv::fixed_budget, wavekv::error_bound<>,
+                               wavekv::verified_bound<>>;
+
+/// A bound, what the table calls it, and what it was told.
+struct rule {
+  std::string name;
+  std::string parameters;
+  any_bound bound;
+  float epsilon = 0;  ///< what it aims at; 0: nothing
+};
+
+std::string print(const char* format, double a, double b = 0) {
+  char text[64];
+  std::snprintf(text, sizeof text, format, a, b);
+  return text;
+}
+
+std::vector<rule> all_rules() {
+  std::vector<rule> rules;
+  rules.push_back({"exact", "", wavekv::exact{}});
+  rules.push_back({"fixed_budget", "1.8 % read, 23.2 % estimated", wavekv::fixed_budget{}});
+  rules.push_back({"fixed_budget", "2 % read, all else estimated",
+                   wavekv::fixed_budget{.retrieve = 0.02F, .estimate = 0.98F}});
+  for (const float share : {0.005F, 0.01F, 0.02F, 0.05F}) {  // no target: the largest errors first
+    wavekv::error_bound<> bound;
+    bound.epsilon = 1e-9F;
+    bound.free_tokens = 0;
+    bound.max_read = share;
+    rules.push_back({"error_bound, budget", print("%.1f %% read", 100.0 * double{share}), bound});
+  }
+  for (const float epsilon : {0.2F, 0.1F, 0.05F, 0.02F, 0.01F}) {
+    wavekv::error_bound<> bound;
+    bound.epsilon = epsilon;
+    rules.push_back({"error_bound", print("epsilon %.2f", double{epsilon}), bound, epsilon});
+    bound.max_open = bound.max_read = 1;
+    rules.push_back(
+        {"error_bound, no caps", print("epsilon %.2f", double{epsilon}), bound, epsilon});
+  }
+  for (const float epsilon : {0.2F, 0.1F, 0.05F}) {
+    wavekv::verified_bound<> bound;
+    bound.epsilon = bound.rule.epsilon = epsilon;
+    rules.push_back({"verified_bound",
+                     print("epsilon %.2f, delta %.2f", double{epsilon}, double{bound.delta}), bound,
+                     epsilon});
+  }
+  return rules;
+}
+
+/// One row of the table.
+struct result {
+  std::string data, index, clusterer, rule, parameters;
+  float epsilon = 0;
+  double read_share = 0;   // of the tokens
+  double bytes_share = 0;  // of the bytes of all K and V
+  float error_p50 = 0, error_p95 = 0;
+  float ratio_p05 = 0, ratio_p50 = 0, ratio_p95 = 0;
+  double coverage = 0;
+  double capped_share = 0;
+};
+
+/// Queries of even tokens teach the metric, odd ones are asked: nobody is asked what it was taught. Half of
+/// the questions come from anywhere, half from the end (of a haystack: the questions about its needles).
+std::vector<std::size_t> question_tokens(const attention_data& data, std::size_t n) {
+  std::mt19937_64 random(7);
+  std::vector<std::size_t> tokens;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t range = i < n / 2 ? data.n_tokens : std::min<std::size_t>(300, data.n_tokens);
+    const std::size_t token = data.n_tokens - 1 - static_cast<std::size_t>(random() % range);
+    tokens.push_back(std::min(token | 1U, (data.n_tokens - 2) | 1U));
+  }
+  return tokens;
+}
+
+/// One layer in a cache, its questions, and full attention's answers.
+template <class Cache>
+class measured_layer {
+ public:
+  measured_layer(const attention_data& data, std::size_t n_questions)
+      : data_(data),
+        cache_(sizes(data)),
+        sequence_(cache_.create()),
+        tokens_(question_tokens(data, n_questions)) {
+    attention_data taught = data;
+    const std::size_t row = data.n_query_heads * data.dim;
+    for (std::size_t token = 1; token < data.n_tokens; token += 2)
+      std::copy_n(data.queries.data() + (token - 1) * row, row,
+                  taught.queries.data() + token * row);
+    constexpr std::size_t chunk = 2048;
+    for (std::size_t first = 0; first < data.n_tokens; first += chunk) {
+      const std::size_t n = std::min(chunk, data.n_tokens - first);
+      cache_.append(sequence_, 0, data.key_view(first, n), data.value_view(first, n),
+                    taught.query_view(first, n));
+    }
+    cache_.seal(sequence_);
+    for (const std::size_t token : tokens_) {
+      expected_.emplace_back(row);
+      ask(token, expected_.back(), wavekv::exact{});
+    }
+  }
+
+  result measure(const rule& rule) {
+    result found;
+    found.rule = rule.name;
+    found.parameters = rule.parameters;
+    found.epsilon = rule.epsilon;
+    wavekv::step_stats total;
+    std::vector<float> errors;
+    std::vector<float> ratios;
+    std::vector<float> out(data_.n_query_heads * data_.dim);
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      const wavekv::step_stats step =
+          std::visit([&](const auto& bound) { return ask(tokens_[i], out, bound); }, rule.bound);
+      total += step;
+      float worst = 0;
+      for (std::size_t head = 0; head < data_.n_query_heads; ++head) {
+        errors.push_back(
+            relative_error(&out[head * data_.dim], &expected_[i][head * data_.dim], data_.dim));
+        worst = std::max(worst, errors.back());
+      }
+      const float said = step.sampled_error > 0 ? step.sampled_error : step.predicted_error;
+      if (worst > 0 && said > 0) ratios.push_back(said / worst);
+    }
+    const auto within = std::ranges::count_if(errors, [&](float e) { return e <= rule.epsilon; });
+    const auto held = static_cast<double>(total.tokens_held);
+    found.read_share = static_cast<double>(total.tokens_read) / held;
+    found.bytes_share = static_cast<double>(total.bytes_read) /
+                        (held * 2.0 * static_cast<double>(data_.dim * sizeof(wavekv::bf16)));
+    found.error_p50 = quantile(errors, 0.5);
+    found.error_p95 = quantile(errors, 0.95);
+    found.ratio_p05 = quantile(ratios, 0.05);
+    found.ratio_p50 = quantile(ratios, 0.5);
+    found.ratio_p95 = quantile(ratios, 0.95);
+    found.coverage = static_cast<double>(within) / static_cast<double>(errors.size());
+    found.capped_share = static_cast<double>(total.capped) / static_cast<double>(total.groups);
+    return found;
+  }
+
+ private:
+  static wavekv::geometry sizes(const attention_data& data) {
+    wavekv::geometry sizes;
+    sizes.n_layers = 1;
+    sizes.n_query_heads = data.n_query_heads;
+    sizes.n_kv_heads = data.n_kv_heads;
+    sizes.key_dim = sizes.value_dim = data.dim;
+    return sizes;
+  }
+
+  template <class Bound>
+  wavekv::step_stats ask(std::size_t token, std::vector<float>& out, const Bound& bound) {
+    return cache_.attend(sequence_, 0, data_.query_view(token, 1),
+                         wavekv::nhd(out.data(), 1, data_.n_query_heads, data_.dim),
+                         wavekv::tensor_view<float, 2>{}, bound);
+  }
+
+  const attention_data& data_;
+  Cache cache_;
+  wavekv::sequence_id sequence_;
+  std::vector<std::size_t> tokens_;
+  std::vector<std::vector<float>> expected_;
+};
+
+void print_header() {
+  std::printf(
+      "\n| data | index | clusterer | rule | parameters | tokens read | bytes read | error p50 "
+      "| p95 | predicted/true p5 | p50 | p95 | within epsilon | capped |\n"
+      "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+}
+
+void print_row(const result& row) {
+  std::printf("| %s | %s | %s | %s | %s | %.2f %% | %.2f %% | %.4f | %.4f |", row.data.c_str(),
+              row.index.c_str(), row.clusterer.c_str(), row.rule.c_str(), row.parameters.c_str(),
+              100 * row.read_share, 100 * row.bytes_share, double{row.error_p50},
+              double{row.error_p95});
+  if (row.ratio_p50 > 0) {
+    std::printf(" %.2f | %.2f | %.2f |", double{row.ratio_p05}, double{row.ratio_p50},
+                double{row.ratio_p95});
+  } else {
+    std::printf(" | | |");
+  }
+  if (row.epsilon > 0) {
+    std::printf(" %.1f %% | %.0f %% |\n", 100 * row.coverage, 100 * row.capped_share);
+  } else {
+    std::printf(" | |\n");
+  }
+  std::fflush(stdout);
+}
+
+json to_json(const result& row) {
+  json object = {{"data", row.data},
+                 {"index", row.index},
+                 {"clusterer", row.clusterer},
+                 {"rule", row.rule},
+                 {"parameters", row.parameters},
+                 {"read_share", row.read_share},
+                 {"bytes_share", row.bytes_share},
+                 {"error_p50", row.error_p50},
+                 {"error_p95", row.error_p95},
+                 {"predicted_over_true",
+                  {{"p05", row.ratio_p05}, {"p50", row.ratio_p50}, {"p95", row.ratio_p95}}},
+                 {"capped_share", row.capped_share}};
+  if (row.epsilon > 0) {
+    object["epsilon"] = row.epsilon;
+    object["coverage"] = row.coverage;
+  }
+  return object;
+}
+
+template <class TokensPerCluster, class Clusterer>
+void measure_index(const options& options, const attention_data& data, const std::string& index,
+                   const std::string& clusterer, json& results) {
+  if (std::ranges::find(options.indexes, index) == options.indexes.end() ||
+      std::ranges::find(options.clusterers, clusterer) == options.clusterers.end())
+    return;
+  using cache_type =
+      wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<wavekv::segment_size<8192, 1024>,
+                                                        TokensPerCluster, Clusterer>>;
+  measured_layer<cache_type> layer(data, options.n_questions);
+  for (const rule& rule : all_rules()) {
+    result row = layer.measure(rule);
+    row.data = data.name;
+    row.index = index;
+    row.clusterer = clusterer;
+    print_row(row);
+    results.push_back(to_json(row));
+  }
+}
+
+void measure_data(const options& options, const attention_data& data, json& results) {
+  using flat = wavekv::tokens_per_cluster<16>;
+  using two_level = wavekv::tokens_per_cluster<16, 128>;
+  using spherical = wavekv::spherical_kmeans<10>;
+  using metric = wavekv::query_metric_kmeans<5>;
+  std::printf("\n%s: %zu tokens, %zu query heads over %zu KV heads of %zu; 90 %% of the mass of a "
+              "query lies on (median, by head)",
+              data.name.c_str(), data.n_tokens, data.n_query_heads, data.n_kv_heads, data.dim);
+  for (const std::size_t n : tokens_holding(data)) std::printf(" %zu", n);
+  std::printf(" tokens\n");
+  print_header();
+  measure_index<flat, spherical>(options, data, "flat", "spherical", results);
+  measure_index<flat, metric>(options, data, "flat", "query_metric", results);
+  measure_index<two_level, spherical>(options, data, "two_level", "spherical", results);
+  measure_index<two_level, metric>(options, data, "two_level", "query_metric", results);
+}
+
+void run(const options& options) {
+  json results = json::array();
+  const auto wanted = [&](const char* name) {
+    return std::ranges::find(options.data, name) != options.data.end();
+  };
+  if (wanted("diffuse")) {
+    for (const float temperature : options.temperatures) {
+      diffuse_options how;
+      how.temperature = temperature;
+      how.seed = options.seed;
+      measure_data(options, make_diffuse(options.n_tokens, how), results);
+    }
+  }
+  if (wanted("model")) {
+    const std::vector<attention_data> layers =
+        options.captured.empty()
+            ? capture_model(options.model, options.haystack, options.n_tokens, options.seed)
+            : read_captured(options.captured);
+    if (!options.capture.empty()) write_captured(options.capture, layers);
+    for (const attention_data& layer : layers) measure_data(options, layer, results);
+  }
+  if (!options.json_file.empty()) {
+    std::ofstream file(options.json_file);
+    file << json{{"bound_accuracy", results}, {"tokens", options.n_tokens}}.dump(1) << '\n';
+    if (!file) throw std::runtime_error(options.json_file.string() + ": cannot write");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Measures each estimation bound against full attention: relative error of the output, "
+      "and the share of tokens and bytes read for it.");
+  options options;
+  options.model = WAVEKV_SOURCE_DIR "/examples/models/needle";
+  options.haystack = WAVEKV_SOURCE_DIR;
+  app.add_option("--tokens", options.n_tokens, "Context length")
+      ->capture_default_str()
+      ->check(CLI::Range(512, 4'194'304));
+  app.add_option("--questions", options.n_questions, "Queries asked of each layer")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 100'000));
+  app.add_option("--data", options.data, "Data sets")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::IsMember({"diffuse", "model"}));
+  app.add_option("--temperatures", options.temperatures, "Of the diffuse data, one set each")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--indexes", options.indexes, "Levels of the index")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::IsMember({"flat", "two_level"}));
+  app.add_option("--clusterers", options.clusterers, "Clusterers")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::IsMember({"spherical", "query_metric"}));
+  app.add_option("--model", options.model, "Model that makes the data set `model`")
+      ->capture_default_str()
+      ->check(CLI::ExistingDirectory);
+  app.add_option("--haystack", options.haystack, "Text it reads, a file or a directory")
+      ->capture_default_str()
+      ->check(CLI::ExistingPath);
+  app.add_option("--capture", options.capture,
+                 "Write the model's data to PREFIX.json and PREFIX.<layer>.{q,k,v} (raw float)");
+  app.add_option("--captured", options.captured, "Read such files instead of running the model");
+  app.add_option("--json", options.json_file, "Write the results to this file");
+  app.add_option("--seed", options.seed, "Of the data")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+    return 0;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "bound_accuracy: %s\n", e.what());
+    return 1;
+  }
+}
