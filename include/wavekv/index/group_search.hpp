@@ -85,6 +85,9 @@ class group_search {
     std::vector<zone> zones;           ///< [n_nodes]
   };
 
+  /// @brief Largest variance of a logit inside a node that errors are predicted from: e^variance stays finite.
+  static constexpr float max_expected_variance = 24.0F;
+
   /// @brief Steady-zone tokens that one part covers.
   static constexpr std::size_t steady_part_tokens = 1024;
 
@@ -334,10 +337,11 @@ class group_search {
   ///
   /// Under a softcap the centroid may be saturated where the tokens are not: the slope at the centroid, which
   /// the estimate itself uses, would then promise an estimate without error. Capped logits lie in [-cap, cap],
-  /// and so does their variance below cap² (Popoviciu).
+  /// and so does their variance below cap² (Popoviciu). Otherwise the limit lies well above that of the
+  /// estimate's own correction: what the correction leaves out is an error to expect.
   [[nodiscard]] float variance(const level_state& state, std::size_t g,
                                std::size_t i) const noexcept {
-    const float variance = std::min(query_norms_[g] * state.dispersion[i], max_logit_variance);
+    const float variance = std::min(query_norms_[g] * state.dispersion[i], max_expected_variance);
     return input_.softcap > 0.0F ? std::min(variance, input_.softcap * input_.softcap) : variance;
   }
 
@@ -521,7 +525,7 @@ class group_search {
     return largest + static_cast<float>(std::log(sum));
   }
 
-  // Expected error of an estimate relative to the node's mass: the scatter of a mean of \`size\` log-normal
+  // Expected error of an estimate relative to the node's mass: the scatter of a mean of `size` log-normal
   // weights, and half the bias that the variance's correction takes away, for what it leaves of it.
   static float estimate_error(float variance, float size) noexcept {
     const float scatter = std::expm1(variance) / size;

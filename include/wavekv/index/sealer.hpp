@@ -100,6 +100,7 @@ class sealer {
     cluster_tree tree;
     std::vector<float> keys;
     std::vector<float> values;
+    std::vector<double> matrix;
   };
 
   static void seal_head(const T* keys, const T* values, std::size_t key_dim, std::size_t value_dim,
@@ -130,8 +131,9 @@ class sealer {
     part.value_spread = spread(worker.values, n, value_dim);
     T* rows = parts.token_rows.data() + head * n * (key_dim + value_dim);
     lay_out_tokens(keys, values, key_dim, value_dim, worker.tree, rows);
+    query_matrix(request, worker.matrix);
     for (std::size_t level = 0; level < n_levels; ++level) {
-      lay_out_summaries(worker.tree, level, part);
+      lay_out_summaries(worker.tree, level, worker.matrix, part);
       tilts[level] = learn_tilt(request, worker.tree, level);
     }
   }
@@ -152,6 +154,7 @@ class sealer {
 
   // One level's families: the centroids of a parent's children, then their value means.
   static void lay_out_summaries(const cluster_tree& tree, std::size_t level,
+                                const std::vector<double>& matrix,
                                 typename Segment::parts::head_part& part) {
     const cluster_tree_level& source = tree.levels[level];
     part.n_nodes[level] = static_cast<std::uint32_t>(source.n_nodes);
@@ -168,10 +171,51 @@ class sealer {
       const std::size_t first = family[parent];
       const std::size_t n = family[parent + 1] - first;
       simd::from_float(to, source.centroids.data() + first * tree.key_dim, n * tree.key_dim);
+      for (std::size_t i = 0; i < n; ++i) {
+        part.dispersion[level][first + i] +=
+            rounding_dispersion(source.centroids.data() + (first + i) * tree.key_dim,
+                                to + i * tree.key_dim, tree.key_dim, matrix);
+      }
       to += n * tree.key_dim;
       simd::from_float(to, source.value_means.data() + first * tree.value_dim, n * tree.value_dim);
       to += n * tree.value_dim;
     }
+  }
+
+  // The mean of q·qᵀ over the queries seen, scaled to trace 1; the identity over key_dim when there were none.
+  static void query_matrix(const cluster_request& request, std::vector<double>& matrix) {
+    const std::size_t dim = request.key_dim;
+    matrix.assign(dim * dim, 0.0);
+    if (request.metric != nullptr) {
+      request.metric->normalized(matrix);
+    }
+    for (std::size_t i = 0; i < dim; ++i) {
+      if (request.metric == nullptr) {
+        matrix[i * dim + i] = 1.0;
+      }
+      for (std::size_t j = 0; j < dim; ++j) {
+        matrix[i * dim + j] /= static_cast<double>(dim);
+      }
+    }
+  }
+
+  // What rounding a centroid to the storage scalar adds to its dispersion. Keys often share an offset far larger than
+  // what tells them apart: the error of a summary's logit is then mostly this.
+  static float rounding_dispersion(const float* centroid, const T* stored, std::size_t dim,
+                                   const std::vector<double>& matrix) {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < dim; ++i) {
+      const double x = static_cast<double>(centroid[i]) - static_cast<double>(to_float(stored[i]));
+      if (x == 0.0) {
+        continue;
+      }
+      for (std::size_t j = 0; j < dim; ++j) {
+        const double y =
+            static_cast<double>(centroid[j]) - static_cast<double>(to_float(stored[j]));
+        sum += x * matrix[i * dim + j] * y;
+      }
+    }
+    return static_cast<float>(std::max(sum, 0.0));
   }
 
   static float spread(const std::vector<float>& values, std::size_t n, std::size_t dim) {

@@ -19,17 +19,19 @@ namespace wavekv {
 /// step_stats::capped report which.
 ///
 /// Errors of different clusters point in unrelated directions, so their squares add. A coarse level may
-/// leave half of epsilon² in the estimation zone, the level below it half of what remains, and so on:
-/// opening a coarse node costs summaries, reading a cluster costs tokens.
+/// leave coarse_share of epsilon² in the estimation zone, the level below it that part of what remains, and so
+/// on: opening a coarse node costs summaries, reading a cluster costs tokens.
 /// Models estimation_bound. Complexity: O(n_nodes · group_size) a level, nothing is sorted.
 /// @tparam Ranking  how a cluster's expected error is reduced over a query group: rank_by_max or rank_by_sum
 template <class Ranking = rank_by_max>
 struct error_bound {
   using ranking = Ranking;
 
-  float epsilon = 0.05F;          ///< predicted relative error of the output to reach, above 0
-  float max_open = 0.25F;         ///< at most this fraction of a coarse level is opened, 0 to 1
-  float max_read = 0.02F;         ///< at most this fraction of the index's tokens is read, 0 to 1
+  float epsilon = 0.05F;   ///< predicted relative error of the output to reach, above 0
+  float max_open = 0.25F;  ///< at most this fraction of a coarse level is opened, 0 to 1
+  float max_read = 0.02F;  ///< at most this fraction of the index's tokens is read, 0 to 1
+  float coarse_share =
+      0.5F;  ///< part of what is left of epsilon² that a coarse level may keep, 0 to 1
   std::size_t free_tokens = 512;  ///< tokens that may be read whatever max_read says
 
   /// @brief Checks every member.  @throw config_error
@@ -41,6 +43,10 @@ struct error_bound {
     if (!(max_open >= 0.0F && max_open <= 1.0F)) {
       throw config_error(
           detail::message("error_bound: max_open is ", max_open, "; allowed: 0 to 1"));
+    }
+    if (!(coarse_share >= 0.0F && coarse_share <= 1.0F)) {
+      throw config_error(
+          detail::message("error_bound: coarse_share is ", coarse_share, "; allowed: 0 to 1"));
     }
     if (!(max_read >= 0.0F && max_read <= 1.0F)) {
       throw config_error(
@@ -123,7 +129,7 @@ struct error_bound {
       }
       double allowed = static_cast<double>(epsilon) * static_cast<double>(epsilon) -
                        static_cast<double>(nodes.settled_squared_error()[g]);
-      allowed *= nodes.level > 0 ? 0.5 : 1.0;
+      allowed *= nodes.level > 0 ? static_cast<double>(coarse_share) : 1.0;
       std::size_t kept = n_bins;
       double left = 0.0;
       while (kept > 0 && left + squared[kept - 1] <= allowed) {

@@ -29,9 +29,18 @@ struct verified_bound {
   float epsilon = 0.05F;  ///< relative error of the output to keep, above 0
   float delta =
       0.05F;  ///< share of (step, query head) pairs that may miss it, 0 to 0.5, both excluded
-  std::size_t samples = 256;    ///< tokens drawn per check and query group, at least 8
-  int rounds = 4;               ///< plans tried before everything is read, at least 1
-  error_bound<Ranking> rule{};  ///< how the plans are made; its epsilon is the first round's target
+  std::size_t samples = 256;  ///< tokens drawn per check and query group, at least 8
+  int rounds = 4;             ///< plans tried before everything is read, at least 1
+  /// @brief The part of epsilon that the check must stay below, above 0 to 1. A sample cannot see a token that it
+  /// did not draw: measured on the example model's keys at δ = 5 %, 1 kept ε in 85 to 97 % of the cases, ½ in 96 %.
+  float margin = 0.5F;
+  /// @brief How plans are made; its epsilon is the first round's target. Nearly all coarse nodes are opened: what hides
+  /// in one is the hardest to find by sampling.
+  error_bound<Ranking> rule{.epsilon = 0.025F,
+                            .max_open = 1.0F,
+                            .max_read = 0.02F,
+                            .coarse_share = 0.02F,
+                            .free_tokens = 512};
 
   /// @brief Checks every member.  @throw config_error
   void validate() const {
@@ -51,6 +60,10 @@ struct verified_bound {
       throw config_error(
           detail::message("verified_bound: rounds is ", rounds, "; allowed: 1 or more"));
     }
+    if (!(margin > 0.0F && margin <= 1.0F)) {
+      throw config_error(
+          detail::message("verified_bound: margin is ", margin, "; allowed: above 0, at most 1"));
+    }
     rule.validate();
   }
 
@@ -64,12 +77,12 @@ struct verified_bound {
     return true;
   }  // the check decides
   [[nodiscard]] bool accepts(float sampled_error) const noexcept {
-    return sampled_error <= epsilon;
+    return sampled_error <= margin * epsilon;
   }
 
   /// @brief The one-sided normal quantile of 1 - delta (Abramowitz and Stegun 26.2.23, error below 4.5e-4).
   [[nodiscard]] float confidence_deviations() const noexcept {
-    const float t = std::sqrt(-2.0F * std::log(delta));
+    const float t = std::sqrt(-2.0F * std::log(delta * 0.125F));
     return t - (2.515517F + t * (0.802853F + t * 0.010328F)) /
                    (1.0F + t * (1.432788F + t * (0.189269F + t * 0.001308F)));
   }
