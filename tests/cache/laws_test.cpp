@@ -566,4 +566,21 @@ TEST_CASE("statistics tell what is held") {
   CHECK(after.last.groups == 4);
   CHECK(after.total.groups == 6);
   CHECK(after.last.tokens_held == 2 * (148 + 90));
+
+  // A batch's work belongs to the sequence it was done for.
+  const sequence_id other = cache.create();
+  append(cache, other, make_tokens(random, sizes, 10), SIZE_MAX, 0);
+  const std::vector<wavekv::query_run> batch = {{sequence}, {other, 3}};
+  const std::vector<float> queries = query_for(random, sizes, 4);
+  outputs all(sizes, 4);
+  const wavekv::step_stats whole =
+      cache.attend(std::span<const wavekv::query_run>(batch), 0,
+                   tokens_of(queries, 0, 4, sizes.n_query_heads, sizes.key_dim),
+                   wavekv::nhd(all.out.data(), 4, sizes.n_query_heads, sizes.value_dim));
+  CHECK(whole.groups == 2 * 4);
+  CHECK(whole.tokens_held == 2 * (148 + 8 + 9 + 10));
+  CHECK(cache.stats(other).last.groups == 2 * 3);
+  CHECK(cache.stats(other).total.tokens_held == 2 * (8 + 9 + 10));
+  CHECK(cache.stats(other).steps == 1);
+  CHECK(cache.stats(sequence).total.groups == 6 + 2);
 }

@@ -18,13 +18,11 @@
 #include "archetypes/scalars.hpp"
 
 // What fits each slot and what does not. Every negative below is one mistake away from a type that fits.
-
-namespace {
-
-using wavekv::zone;
-using zones_type = std::span<zone>;
+// The namespace has a name because compilers warn of members that nobody uses in an unnamed one, and a misspelt
+// member is just that.
 
 // --- scalar ----------------------------------------------------------------------------------------
+namespace slots {
 struct without_traits {
   float x;
 };
@@ -34,38 +32,41 @@ struct not_trivial {
 struct throwing_conversion {};
 struct wrong_float {};
 
-}  // namespace
+}  // namespace slots
 
 template <>
-struct wavekv::scalar_traits<not_trivial> : wavekv::scalar_traits<float> {
-  static float to_float(const not_trivial&) noexcept { return 0.0F; }
-  static not_trivial from_float(float) noexcept;
+struct wavekv::scalar_traits<slots::not_trivial> : wavekv::scalar_traits<float> {
+  static float to_float(const slots::not_trivial&) noexcept { return 0.0F; }
+  static slots::not_trivial from_float(float) noexcept;
 };
 template <>
-struct wavekv::scalar_traits<throwing_conversion> {
+struct wavekv::scalar_traits<slots::throwing_conversion> {
   static constexpr std::string_view name = "throwing";
   static constexpr float epsilon = 1.0F;
-  static float to_float(throwing_conversion) { return 0.0F; }  // not noexcept
-  static throwing_conversion from_float(float) noexcept { return {}; }
+  static float to_float(slots::throwing_conversion) { return 0.0F; }  // not noexcept
+  static slots::throwing_conversion from_float(float) noexcept { return {}; }
 };
 template <>
-struct wavekv::scalar_traits<wrong_float> {
+struct wavekv::scalar_traits<slots::wrong_float> {
   static constexpr std::string_view name = "double";
   static constexpr float epsilon = 1.0F;
-  static double to_float(wrong_float) noexcept { return 0.0; }  // not float
-  static wrong_float from_float(float) noexcept { return {}; }
+  static double to_float(slots::wrong_float) noexcept { return 0.0; }  // not float
+  static slots::wrong_float from_float(float) noexcept { return {}; }
 };
 
-namespace {
+namespace slots {
+
+using wavekv::zone;
+using zones_type = std::span<zone>;
 
 static_assert(wavekv::scalar<float> && wavekv::scalar<wavekv::bf16> && wavekv::scalar<wavekv::f16>);
 static_assert(wavekv::scalar<wavekv_test::float24>);
 static_assert(!wavekv::scalar<double> && !wavekv::scalar<int> && !wavekv::scalar<void>);
 static_assert(!wavekv::scalar<const float>);
-static_assert(!wavekv::scalar<without_traits>);
-static_assert(!wavekv::scalar<not_trivial>);
-static_assert(!wavekv::scalar<throwing_conversion>);
-static_assert(!wavekv::scalar<wrong_float>);
+static_assert(!wavekv::scalar<slots::without_traits>);
+static_assert(!wavekv::scalar<slots::not_trivial>);
+static_assert(!wavekv::scalar<slots::throwing_conversion>);
+static_assert(!wavekv::scalar<slots::wrong_float>);
 
 // --- segment sizes, cluster counts ------------------------------------------------------------------
 struct own_sizes {
@@ -360,7 +361,9 @@ static_assert(
     !std::is_convertible_v<wavekv::tensor_view<float, 3, device_space>, view<const float>>);
 static_assert(std::is_trivially_copyable_v<view<float>>);
 
-}  // namespace
+}  // namespace slots
+
+using namespace slots;
 
 TEST_CASE("validate and meets are called where a bound has them") {
   CHECK_THROWS_AS(wavekv::detail::validate_bound(bound_with_options{}), wavekv::config_error);

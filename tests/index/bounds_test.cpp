@@ -33,8 +33,9 @@ std::vector<zone> plan(const auto& bound, const frontier_data& data) {
 std::vector<std::size_t> ranked(const auto& value, std::size_t n) {
   std::vector<std::size_t> order(n);
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order,
-                           [&](std::size_t a, std::size_t b) { return value(a) > value(b); });
+  std::ranges::sort(order, [&](std::size_t x, std::size_t y) {
+    return value(x) != value(y) ? value(x) > value(y) : x < y;
+  });
   return order;
 }
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <cstddef>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <wavekv/wavekv.hpp>
+
+#include "support/model.hpp"
+
+// The defaults at their real sizes: segments of 8,192 and 1,024 tokens, heads of 128.
+
+using namespace wavekv_test;
+using wavekv::geometry;
+using wavekv::sequence_id;
+
+namespace {
+
+geometry llama_geometry() {
+  geometry sizes;
+  sizes.n_query_heads = 4;
+  sizes.n_kv_heads = 1;
+  sizes.key_dim = sizes.value_dim = 128;
+  return sizes;
+}
+
+/// A prompt, then decode steps until segments of both sizes are sealed; exact against the oracle at the edges.
+template <class Cache>
+void check(double most_index_bytes) {
+  const geometry sizes = llama_geometry();
+  typename Cache::options_type options;
+  options.executor = typename Cache::executor_type(2);
+  Cache cache(sizes, options);
+  const sequence_id sequence = cache.create();
+  random_engine random(71);
+  constexpr std::size_t steady = 4 + 64;
+  constexpr std::size_t prompt = 8192 + steady;
+  const std::vector<float> keys =
+      make_keys(random, key_family::clustered, prompt + 1100, 1, sizes.key_dim);
+  const std::vector<float> values = normal_rows(random, (prompt + 1100) * sizes.value_dim);
+  std::size_t length = 0;
+  const auto append = [&](std::size_t n) {
+    cache.append(sequence, 0, tokens_of(keys, length, n, 1, 128),
+                 tokens_of(values, length, n, 1, 128));
+    length += n;
+  };
+  const auto compare = [&](std::uint64_t n_segments) {
+    CHECK(cache.stats(sequence).segments == n_segments);
+    naive_layer model;
+    append_naively<wavekv::bf16>(model, std::span(keys).first(length * 128),
+                                 std::span(values).first(length * 128));
+    const std::vector<float> query = normal_rows(random, 4 * 128);
+    const reference_attention expected = attend_naively(sizes, 0, model, query);
+    CHECK(largest_error(sizes, attend_once(cache, sequence, 0, query, wavekv::exact{}).out,
+                        expected) <= 1e-4);
+    const auto [got, stats] = attend_counted(cache, sequence, 0, query, cache.options().bound);
+    CHECK(largest_error(sizes, got.out, expected) < 1.0);
+    CHECK(stats.tokens_read >= std::min<std::size_t>(length, steady));
+    if (n_segments != 0) CHECK(stats.tokens_read < length / 4);
+    wavekv::verified_bound<> verified;
+    verified.epsilon = 0.2F;
+    CHECK(largest_error(sizes, attend_once(cache, sequence, 0, query, verified).out, expected) <=
+          0.2);
+  };
+  append(prompt - 1);
+  compare(0);
+  append(1);  // fills the first segment
+  compare(1);
+  append(1023);  // one at a time would do the same
+  compare(1);
+  append(1);
+  compare(2);
+  append(70);
+  compare(2);
+  const wavekv::statistics stats = cache.stats(sequence);
+  CHECK(stats.kv_bytes == (8192 + 1024) * 256 * sizeof(wavekv::bf16));
+  CHECK(static_cast<double>(stats.index_bytes) <=
+        most_index_bytes * static_cast<double>(stats.kv_bytes));
+  cache.truncate(sequence, 5000);
+  length = 5000;
+  compare(0);
+}
+
+}  // namespace
+
+TEST_CASE("the default cache") { check<wavekv::kv_cache<>>(0.09); }
+
+TEST_CASE("the paper's parameters") {
+  check<wavekv::kv_cache<wavekv::bf16, wavekv::paper_defaults>>(0.08);
+}
