@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -82,7 +83,8 @@ class block_reader {
   /// @brief Reads blocks in the order of the data flow: look all up, start the transfers of the missing, call
   /// meanwhile(), hand on the resident ones, then those that arrived, then offer these to the block cache.
   /// Blocks: until all were handed on. Allocates: only while a lane grows.
-  /// @param on_block   called as on_block(i, rows) once for each block, in no promised order
+  /// @param on_block   called as on_block(i, rows), or on_block(i, rows, next) when it takes that, once for each
+  ///                   block, in no promised order; next: where the next one lies if that is known, else null
   /// @param meanwhile  called once, while transfers are under way
   /// @throw io_error when a fetch fails
   template <class OnBlock, class Meanwhile>
@@ -91,8 +93,11 @@ class block_reader {
     read_counts counts;
     if constexpr (store_type::always_fast) {
       meanwhile();
+      const T* at = blocks.empty() ? nullptr : store_.lookup(rows, blocks[0]);
       for (std::size_t i = 0; i < blocks.size(); ++i) {
-        on_block(i, store_.lookup(rows, blocks[i]));
+        const T* next = i + 1 < blocks.size() ? store_.lookup(rows, blocks[i + 1]) : nullptr;
+        hand_on(on_block, i, at, next);
+        at = next;
       }
       counts.hits = blocks.size();
     } else {
@@ -100,7 +105,7 @@ class block_reader {
       meanwhile();
       for (std::size_t i = 0; i < blocks.size(); ++i) {
         if (lane.found[i] != nullptr) {
-          on_block(i, lane.found[i]);
+          hand_on(on_block, i, lane.found[i], i + 1 < blocks.size() ? lane.found[i + 1] : nullptr);
           ++counts.hits;
         }
       }
@@ -108,7 +113,7 @@ class block_reader {
       const T* arrived = lane.arrivals.data();
       for (std::size_t i = 0; i < blocks.size(); ++i) {
         if (lane.found[i] == nullptr) {
-          on_block(i, arrived);
+          hand_on(on_block, i, arrived, nullptr);
           store_.admit(rows, blocks[i], arrived);
           arrived += blocks[i].n_elements;
           counts.bytes_moved += blocks[i].n_elements * sizeof(T);
@@ -122,6 +127,15 @@ class block_reader {
   [[nodiscard]] store_type& store() noexcept { return store_; }
 
  private:
+  template <class OnBlock>
+  static void hand_on(OnBlock& on_block, std::size_t i, const T* rows, const T* next) {
+    if constexpr (std::is_invocable_v<OnBlock&, std::size_t, const T*, const T*>) {
+      on_block(i, rows, next);
+    } else {
+      on_block(i, rows);
+    }
+  }
+
   void find_or_start(const handle& rows, std::span<const block> blocks, lane_type& lane) {
     lane.found.clear();
     std::size_t n_missing = 0;

@@ -444,9 +444,10 @@ class group_search {
     step_stats& stats = part_stats_[part];
     const read_counts counts = reader.read(
         segment.rows(), blocks, lane,
-        [&](std::size_t i, const T* rows) {
+        [&](std::size_t i, const T* rows, const T* next) {
           const std::size_t n = blocks[i].n_elements / width;
-          attend_rows(queries(), rows, rows + n * input_.key_dim, n, input_.softcap, partial(part));
+          attend_rows(queries(), rows, rows + n * input_.key_dim, n, input_.softcap, partial(part),
+                      next);
           stats.tokens_read += n;
           stats.bytes_read += n * row_bytes();
         },

@@ -30,7 +30,7 @@ namespace wavekv {
 class query_metric {
  public:
   static constexpr std::size_t default_max_queries =
-      4096;  ///< DESIGN: measured with 4,096 prompt queries
+      4096;  ///< as many as the figures in the README were measured with
 
   /// @brief Share of the mean eigenvalue added to every direction, so that one no query has used yet
   /// still separates keys, and the Cholesky factor exists for any number of queries.
