@@ -7,10 +7,11 @@ any number and order; what a file holds is seen from its content. Output, in --o
 
   step_time.png    step time against context, one line for each bound and index, beside the time that
                    the machine needs to read all keys and values
-  error_bytes.png  error of the output against bytes read, one panel for each data set
+  error_bytes.png  error of the output against bytes read, for each data set and clusterer
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -19,6 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 KV_BYTES_PER_TOKEN = 8 * 2 * 128 * 2  # the layer shape of attend_bench: KV heads, K and V, dim, bf16
 
@@ -56,7 +58,7 @@ def draw_step_time(steps, reads, path):
     """Step time against context, one panel for each number of threads."""
     panels = sorted({row["threads"] for row in steps}, key=int)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(6.5 * len(panels), 5.2), sharey=True, squeeze=False
+        1, len(panels), figsize=(6 * len(panels), 5), sharey=True, squeeze=False
     )
     for axis, threads in zip(axes[0], panels):
         lines = {}
@@ -65,88 +67,110 @@ def draw_step_time(steps, reads, path):
                 key = (row["bound"], row["index"])
                 lines.setdefault(key, []).append((int(row["context"]), row["median_ms"]))
         for (bound, index), points in sorted(lines.items()):
-            points.sort()
-            label = bound if bound == "exact" else f"{bound}, {index.replace('_', ' ')}"
             axis.plot(
-                *zip(*points),
+                *zip(*sorted(points)),
                 color=BOUND_COLOURS.get(bound),
                 linestyle=INDEX_STYLES.get(index, "-"),
                 marker="o",
                 markersize=4,
-                label=label,
+                label=bound if bound == "exact" else f"{bound}, {index.replace('_', ' ')}",
             )
         contexts = sorted({point[0] for points in lines.values() for point in points})
+        title = f"{threads} thread{'s' if threads != '1' else ''}"
         if threads in reads:
             limit = [n * KV_BYTES_PER_TOKEN / reads[threads] * 1e3 for n in contexts]
-            label = f"limit: all K and V at {reads[threads] / 1e9:.0f} GB/s"
+            label = "limit: all K and V at the machine's sequential read"
             axis.plot(contexts, limit, color="black", linewidth=1, linestyle="-.", label=label)
+            title += f" (sequential read {reads[threads] / 1e9:.3g} GB/s)"
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(contexts, [f"{n // 1024}K" for n in contexts])
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_xlabel("context, tokens")
-        axis.set_title(f"{threads} thread{'s' if threads != '1' else ''}")
+        axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
     axes[0][0].set_ylabel("one layer step, ms (median)")
     figure.suptitle("8 KV heads × group 4 × 128, bf16, one query token, cold")
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    legend_below(figure, axes)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
 
+def legend_below(figure, axes):
+    """One legend of all panels' lines under the figure."""
+    entries = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            entries.setdefault(label, handle)
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=3,
+        fontsize=8,
+    )
+
+
 def draw_error_bytes(accuracy, path):
-    """Median (filled) and 95th percentile (hollow) of the error against bytes read."""
+    """Median (filled) and 95th percentile (hollow) of the error: a row of panels for each data set, a
+    column for each clusterer."""
+    accuracy = [row for row in accuracy if row["rule"] != "exact"]
     data_sets = list(dict.fromkeys(row["data"] for row in accuracy))
-    n_columns = min(2, len(data_sets))
-    n_rows = -(-len(data_sets) // n_columns)
+    clusterers = list(dict.fromkeys(row["clusterer"] for row in accuracy))
+    rules = list(dict.fromkeys(row["rule"] for row in accuracy))
+    colours = dict(zip(rules, plt.get_cmap("tab10").colors))
+    markers = dict(zip(rules, "oPsD^vX"))
     figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(7 * n_columns, 5 * n_rows), squeeze=False
+        len(data_sets),
+        len(clusterers),
+        figsize=(6 * len(clusterers), 4.2 * len(data_sets)),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
     )
-    for axis in axes.flat[len(data_sets) :]:
-        axis.axis("off")
-    colours = plt.get_cmap("tab20").colors
-    keys = list(
-        dict.fromkeys((row["rule"], row["index"], row["clusterer"]) for row in accuracy)
-    )
-    keys = [key for key in keys if key[0] != "exact"]
-    rules = list(dict.fromkeys(key[0] for key in keys))
-    markers = dict(zip(rules, "osD^vPX"))
-    variants = list(dict.fromkeys(key[1:] for key in keys))
-    for axis, data in zip(axes.flat, data_sets):
-        for rule, index, clusterer in keys:
-            rows = [
-                row
-                for row in accuracy
-                if (row["data"], row["rule"], row["index"], row["clusterer"])
-                == (data, rule, index, clusterer)
-            ]
-            rows = sorted(rows, key=lambda row: row["bytes_share"])
-            if not rows:
-                continue
-            at = rules.index(rule) * len(variants) + variants.index((index, clusterer))
-            colour = colours[(2 * rules.index(rule)) % 20 + at % 2]
-            style = {
-                "color": colour,
-                "marker": markers.get(rule, "o"),
-                "linestyle": "-" if index == "two_level" else ":",
-                "markersize": 5,
-            }
+    for (line, data), (column, clusterer) in itertools.product(
+        enumerate(data_sets), enumerate(clusterers)
+    ):
+        axis = axes[line][column]
+        lines = {}
+        for row in accuracy:
+            if (row["data"], row["clusterer"]) == (data, clusterer):
+                lines.setdefault((row["rule"], row["index"]), []).append(row)
+        for (rule, index), rows in lines.items():
+            rows.sort(key=lambda row: row["bytes_share"])
             share = [100 * row["bytes_share"] for row in rows]
-            label = f"{rule}; {index.replace('_', ' ')}, {clusterer.replace('_', ' ')}"
-            axis.plot(share, [row["error_p50"] for row in rows], label=label, **style)
-            style.update(linestyle="none", markerfacecolor="none", alpha=0.5)
-            axis.plot(share, [row["error_p95"] for row in rows], **style)
+            style = {"color": colours[rule], "marker": markers.get(rule, "o"), "markersize": 5}
+            axis.plot(
+                share,
+                [row["error_p50"] for row in rows],
+                linestyle=INDEX_STYLES.get(index, "-"),
+                label=f"{rule}; {index.replace('_', ' ')}",
+                **style,
+            )
+            axis.plot(
+                share,
+                [row["error_p95"] for row in rows],
+                linestyle="none",
+                markerfacecolor="none",
+                alpha=0.5,
+                **style,
+            )
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlabel("bytes read, % of all K and V")
-        axis.set_ylabel("relative error of the output (filled: median, hollow: p95)")
-        axis.set_title(data)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(f"{data}, {clusterer.replace('_', ' ')}", fontsize=10)
         axis.grid(alpha=0.3, which="both")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
+        if line == len(data_sets) - 1:
+            axis.set_xlabel("bytes read, % of all K and V")
+        if column == 0:
+            axis.set_ylabel("relative error (filled: median, hollow: p95)")
     figure.tight_layout()
-    figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8
-    )
+    legend_below(figure, axes)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 

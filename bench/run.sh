@@ -41,7 +41,7 @@ accuracy_arguments=()
 if ((short)); then
   export WAVEKV_BENCH_SHORT=1
   bench_arguments=(--benchmark_min_time=0.01)
-  accuracy_arguments=(--tokens 4096 --questions 16 --temperatures 2.5)
+  accuracy_arguments=(--tokens 4096 --questions 16 --temperatures 10)
 fi
 
 for bench in "$build"/bin/wavekv_bench_*; do
@@ -55,8 +55,10 @@ echo "--- bound_accuracy"
   --json "$out/bound_accuracy.json" | tee "$out/bound_accuracy.md"
 
 echo "--- results in $out"
-if python3 -c 'import matplotlib' 2>/dev/null; then
-  python3 bench/plot.py --out "$out" "$out"/*.json
-else
-  echo "no plots: matplotlib is missing (apt-get install python3-matplotlib)"
-fi
+for python in python3 /usr/bin/python3; do
+  if "$python" -c 'import matplotlib' 2>/dev/null; then
+    "$python" bench/plot.py --out "$out" "$out"/*.json
+    exit 0
+  fi
+done
+echo "no plots: matplotlib is missing (apt-get install python3-matplotlib)"
