@@ -205,8 +205,9 @@ class error_sampler {
       float* sum = batch_sums_.data() + (batch * input.group_size + g) * input.value_dim;
       const T* mean = state.value_mean[column];
       const float* tilt = search.tilt(level, g);
+      const float dispersion = search.followed_dispersion(g, state.dispersion[column]);
       for (std::size_t i = 0; i < input.value_dim; ++i) {
-        const float tilted = tilt == nullptr ? 0.0F : state.dispersion[column] * tilt[i];
+        const float tilted = tilt == nullptr ? 0.0F : dispersion * tilt[i];
         sum[i] += exact * (to_float(value[i]) - output[i]) -
                   estimate * (to_float(mean[i]) + tilted - output[i]);
       }

@@ -345,6 +345,13 @@ class group_search {
     return input_.softcap > 0.0F ? std::min(variance, input_.softcap * input_.softcap) : variance;
   }
 
+  /// @brief The dispersion as far as an estimate follows it: where the variance is cut off for the mass, it is for
+  /// the value, too. A tilt of second order extrapolates far outside of the node's values otherwise.
+  [[nodiscard]] float followed_dispersion(std::size_t g, float dispersion) const noexcept {
+    return query_norms_[g] * dispersion > max_logit_variance ? max_logit_variance / query_norms_[g]
+                                                             : dispersion;
+  }
+
   /// @brief Direction in which estimates of a level tilt for query head g, per unit of dispersion
   /// [value_dim]; null when none is known. Valid after merge.
   [[nodiscard]] const float* tilt(std::size_t level, std::size_t g) const noexcept {
@@ -581,7 +588,7 @@ class group_search {
       for (std::size_t i = 0; i < state.n_nodes; ++i) {
         if (state.zones[i] == zone::estimation) {
           settled_[g] += static_cast<double>(error[i]) * static_cast<double>(error[i]);
-          tilted += share[i] * state.dispersion[i];
+          tilted += share[i] * followed_dispersion(g, state.dispersion[i]);
         } else if (state.zones[i] == zone::dropped) {
           dropped_[g] += share[i];
         }
