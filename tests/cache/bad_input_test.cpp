@@ -423,8 +423,11 @@ TEST_CASE("bounds out of range, in the options and in a call") {
   refused({"delta is 0"}, verified_bound{0.1F, 0.0F});
   refused({"delta is 0.5"}, verified_bound{0.1F, 0.5F});
   refused({"samples is 7"}, verified_bound{0.1F, 0.05F, 7});
+  refused({"margin is 0"}, verified_bound{.margin = 0.0F});
+  refused({"margin is 1.5"}, verified_bound{.margin = 1.5F});
+  refused({"coarse_share is 2", "0 to 1"}, error_bound{.coarse_share = 2.0F});
   refused({"rounds is 0"}, verified_bound{0.1F, 0.05F, 64, 0});
-  refused({"max_read is 3"}, verified_bound{0.1F, 0.05F, 64, 2, error_bound{0.1F, 0.5F, 3.0F}});
+  refused({"max_read is 3"}, verified_bound{.rule = error_bound{.max_read = 3.0F}});
 
   cache_of<float>::options_type options;
   options.bound.epsilon = -2.0F;

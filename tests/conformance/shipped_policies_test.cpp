@@ -71,8 +71,10 @@ TEST_CASE("estimation bounds") {
   CHECK(bound_law(wavekv::fixed_budget{1.0F, 0.0F}) == "");
   CHECK(bound_law<wavekv::error_bound<>>() == "");
   CHECK(bound_law<wavekv::error_bound<wavekv::rank_by_sum>>() == "");
-  CHECK(bound_law(wavekv::error_bound<>{1e-9F, 1.0F, 1.0F, 0}) == "");
-  CHECK(bound_law(wavekv::error_bound<>{0.05F, 0.0F, 0.0F, 0}) == "");
+  CHECK(bound_law(wavekv::error_bound<>{
+            .epsilon = 1e-9F, .max_open = 1.0F, .max_read = 1.0F, .free_tokens = 0}) == "");
+  CHECK(bound_law(wavekv::error_bound<>{
+            .epsilon = 0.05F, .max_open = 0.0F, .max_read = 0.0F, .free_tokens = 0}) == "");
   CHECK(verifying_bound_law<wavekv::verified_bound<>>() == "");
   CHECK(verifying_bound_law<wavekv::verified_bound<wavekv::rank_by_sum>>() == "");
   CHECK(bound_law<estimate_all>() == "");

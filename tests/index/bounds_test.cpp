@@ -143,7 +143,10 @@ TEST_CASE("error_bound's caps") {
       frontier_data::random<wavekv::rank_by_max>(random, 0, 1000, 2, key_family::uniform);
   for (const float max_read : {0.0F, 0.02F, 0.3F}) {
     for (const std::size_t free_tokens : {0U, 100U, 5000U}) {
-      wavekv::error_bound<> bound{1e-9F, 1.0F, max_read, free_tokens};
+      wavekv::error_bound<> bound;
+      bound.epsilon = 1e-9F;
+      bound.max_read = max_read;
+      bound.free_tokens = free_tokens;
       const std::vector<zone> zones = plan(bound, clusters);
       float read = 0.0F;
       float next = HUGE_VALF;  // size of the largest error that was left
@@ -165,7 +168,9 @@ TEST_CASE("error_bound's caps") {
   const frontier_data nodes =
       frontier_data::random<wavekv::rank_by_max>(random, 1, 1000, 2, key_family::uniform);
   for (const float max_open : {0.0F, 0.1F, 1.0F}) {
-    wavekv::error_bound<> bound{1e-9F, max_open, 1.0F, 0};
+    wavekv::error_bound<> bound;
+    bound.epsilon = 1e-9F;
+    bound.max_open = max_open;
     const auto opened = std::ranges::count(plan(bound, nodes), zone::retrieval);
     const auto wanted = static_cast<std::ptrdiff_t>(std::max(1.0F, max_open * 1000.0F));
     CHECK(opened <= wanted);

@@ -131,12 +131,22 @@ class search_oracle {
               rounded<S>(std::span(nodes.centroids).subspan(node * sizes_.key_dim, sizes_.key_dim));
           const std::vector<float> mean = rounded<S>(
               std::span(nodes.value_means).subspan(node * sizes_.value_dim, sizes_.value_dim));
-          const auto dispersion = static_cast<double>(nodes.dispersions[node]);
+          // What storing the centroid moved it by counts as dispersion, too (no query metric here).
+          double moved = 0.0;
+          for (std::size_t i = 0; i < centroid.size(); ++i) {
+            moved += std::pow(static_cast<double>(nodes.centroids[node * centroid.size() + i]) -
+                                  static_cast<double>(centroid[i]),
+                              2.0);
+          }
+          const double dispersion = static_cast<double>(nodes.dispersions[node]) +
+                                    moved / static_cast<double>(sizes_.key_dim);
           for (std::size_t g = 0; g < group; ++g) {
             const double s_mean = logit(queries, g, centroid.data());
+            // Neither mass nor value follow a variance beyond 8.
+            const double followed = std::min(dispersion, 8.0 / squared_norm(queries, g));
             std::vector<double> value(mean.begin(), mean.end());
             for (std::size_t i = 0; i < value.size(); ++i) {
-              value[i] += dispersion * lean[g * value.size() + i];
+              value[i] += followed * lean[g * value.size() + i];
             }
             double estimate = s_mean + 0.5 * logit_variance(queries, g, dispersion, s_mean);
             if (sizes_.logit_softcap > 0.0F) {
@@ -217,20 +227,26 @@ class search_oracle {
                                      : dot;
   }
 
-  /// Variance of a logit inside a node: ‖scale·q‖²·dispersion, times the squared slope of a softcap, at most 8.
-  [[nodiscard]] double logit_variance(std::span<const float> queries, std::size_t g,
-                                      double dispersion, double logit) const {
+  /// ‖scale·q‖²
+  [[nodiscard]] double squared_norm(std::span<const float> queries, std::size_t g) const {
     const reference_geometry shape = reference_of(sizes_);
     double squared = 0.0;
     for (std::size_t i = 0; i < sizes_.key_dim; ++i) {
       const double x = shape.scale * static_cast<double>(queries[g * sizes_.key_dim + i]);
       squared += x * x;
     }
+    return squared;
+  }
+
+  /// Variance of a logit inside a node: ‖scale·q‖²·dispersion, times the squared slope of a softcap, at most 8.
+  [[nodiscard]] double logit_variance(std::span<const float> queries, std::size_t g,
+                                      double dispersion, double logit) const {
+    const reference_geometry shape = reference_of(sizes_);
     double slope = 1.0;
     if (shape.logit_softcap > 0.0) {
       slope = 1.0 - std::pow(logit / shape.logit_softcap, 2.0);
     }
-    return std::min(8.0, squared * dispersion * slope * slope);
+    return std::min(8.0, squared_norm(queries, g) * dispersion * slope * slope);
   }
 
   /// What the mean value of a level's nodes gains along a query, per unit of dispersion: the covariance of
