@@ -3,7 +3,8 @@
 #include <wavekv/cache/kv_cache.hpp>
 
 #ifdef WAVEKV_COMPILE_PASS
-using cache = wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<>, wavekv::wave_buffer<>, wavekv::cpu<>>;
+using cache =
+    wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<>, wavekv::wave_buffer<>, wavekv::cpu<>>;
 #else
 using cache = wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<>, wavekv::cpu<>>;
 #endif

@@ -203,7 +203,8 @@ void score_summaries(const query_rows& queries, const float* squared_norms,
     for (std::size_t r = 0; r < summaries.n; ++r) {
       row[r] += 0.5F * logit_variance(squared_norms[g], summaries.dispersions[r], row[r], softcap);
       if (softcap > 0.0F) {
-        row[r] = std::min(row[r], softcap);  // no token's logit lies above it, nor does their mean mass
+        // No token's logit lies above it, nor does their mean mass.
+        row[r] = std::min(row[r], softcap);
       }
     }
   }

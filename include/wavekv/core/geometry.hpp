@@ -15,13 +15,13 @@ namespace wavekv {
 /// @brief Sizes of one model. Only layers that use the cache count: a layer with a short sliding window
 /// keeps its own small buffer in the engine.
 struct geometry {
-  std::size_t n_layers = 1;        ///< attention layers served by the cache
-  std::size_t n_query_heads = 1;   ///< query heads a layer; a multiple of n_kv_heads
-  std::size_t n_kv_heads = 1;      ///< KV heads a layer (MHA: = n_query_heads, MQA: 1)
-  std::size_t key_dim = 64;        ///< elements of one key and query
-  std::size_t value_dim = 64;      ///< elements of one value and output; may differ from key_dim
-  float scale = 0.0F;              ///< factor on q·k; 0 stands for 1/sqrt(key_dim)
-  float logit_softcap = 0.0F;      ///< logits become cap·tanh(logit/cap); 0: none
+  std::size_t n_layers = 1;          ///< attention layers served by the cache
+  std::size_t n_query_heads = 1;     ///< query heads a layer; a multiple of n_kv_heads
+  std::size_t n_kv_heads = 1;        ///< KV heads a layer (MHA: = n_query_heads, MQA: 1)
+  std::size_t key_dim = 64;          ///< elements of one key and query
+  std::size_t value_dim = 64;        ///< elements of one value and output; may differ from key_dim
+  float scale = 0.0F;                ///< factor on q·k; 0 stands for 1/sqrt(key_dim)
+  float logit_softcap = 0.0F;        ///< logits become cap·tanh(logit/cap); 0: none
   std::vector<float> sink_logits{};  ///< learned sinks [n_layers · n_query_heads], or empty: none
 
   /// @brief Query heads that share one KV head (GQA).

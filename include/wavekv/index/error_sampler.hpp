@@ -222,7 +222,8 @@ class error_sampler {
   // The relative error of query head g from the batches drawn so far.
   sampled_error bound_error(std::size_t g, std::size_t group_size, std::size_t value_dim,
                             std::size_t drawn, float deviations) const {
-    const double per_batch = static_cast<double>(drawn / n_batches);
+    const std::size_t tokens_per_batch = drawn / n_batches;  // drawn in rounds: no remainder
+    const auto per_batch = static_cast<double>(tokens_per_batch);
     std::array<double, n_batches> row_sums{};  // products of a batch with all others
     for (std::size_t i = 0; i < n_batches; ++i) {
       for (std::size_t j = 0; j < i; ++j) {
