@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -97,7 +97,9 @@ class diffuse_source {
   /// @brief The next n tokens. Complexity: O(n · n_kv_heads · dim · 20).
   attention_data next(std::size_t n, bool with_queries) {
     attention_data data;
-    data.name = "diffuse " + std::to_string(options_.temperature).substr(0, 3);
+    std::ostringstream name;
+    name << "diffuse " << options_.temperature;
+    data.name = name.str();
     data.n_tokens = n;
     data.n_query_heads = options_.n_query_heads;
     data.n_kv_heads = options_.n_kv_heads;
