@@ -10,6 +10,7 @@ namespace wavekv {
 
 struct rank_by_max;
 struct rank_by_sum;
+struct rank_by_turns;
 
 template <std::size_t Prefill, std::size_t Decode>
 struct segment_size;

@@ -77,4 +77,8 @@ struct rank_by_sum {
   static constexpr float combine(float a, float b) noexcept { return a + b; }
 };
 
+/// @brief Group ranking: each head picks its own best in turn, so that none is hidden by the others. Where one number
+/// is wanted, the larger.
+struct rank_by_turns : rank_by_max {};
+
 }  // namespace wavekv

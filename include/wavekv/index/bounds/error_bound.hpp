@@ -27,12 +27,16 @@ template <class Ranking = rank_by_max>
 struct error_bound {
   using ranking = Ranking;
 
-  float epsilon = 0.05F;   ///< predicted relative error of the output to reach, above 0
+  float epsilon = 0.02F;   ///< predicted relative error of the output to reach, above 0
   float max_open = 0.25F;  ///< at most this fraction of a coarse level is opened, 0 to 1
   float max_read = 0.02F;  ///< at most this fraction of the index's tokens is read, 0 to 1
   float coarse_share =
       0.5F;  ///< part of what is left of epsilon² that a coarse level may keep, 0 to 1
   std::size_t free_tokens = 512;  ///< tokens that may be read whatever max_read says
+
+  /// @brief Each query head's nearest nodes of a level that are opened or read whatever is predicted, as a fraction
+  /// of the level, but at least 4; 0: none. A summary says too little of a lone needle in a wide cluster.
+  float floor_share = 0.004F;
 
   /// @brief Checks every member.  @throw config_error
   void validate() const {
@@ -43,6 +47,10 @@ struct error_bound {
     if (!(max_open >= 0.0F && max_open <= 1.0F)) {
       throw config_error(
           detail::message("error_bound: max_open is ", max_open, "; allowed: 0 to 1"));
+    }
+    if (!(floor_share >= 0.0F && floor_share <= 1.0F)) {
+      throw config_error(
+          detail::message("error_bound: floor_share is ", floor_share, "; allowed: 0 to 1"));
     }
     if (!(coarse_share >= 0.0F && coarse_share <= 1.0F)) {
       throw config_error(
@@ -60,6 +68,16 @@ struct error_bound {
   }
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
+    plan_by_error(nodes, zones);
+    const float n_floor =
+        floor_share * static_cast<float>(nodes.level > 0 ? nodes.n_nodes : nodes.n_clusters);
+    detail::for_nearest_by_turns(nodes,
+                                 nodes.group_size * static_cast<std::size_t>(std::ceil(n_floor)),
+                                 [&](std::size_t i) { zones[i] = zone::retrieval; });
+  }
+
+ private:
+  void plan_by_error(const frontier& nodes, std::span<zone> zones) const noexcept {
     const std::uint32_t threshold = threshold_key(nodes);
     const float budget = token_budget(nodes);
     const auto ranked = nodes.error();
@@ -92,7 +110,6 @@ struct error_bound {
         [&](std::size_t i) { zones[i] = zone::retrieval; });
   }
 
- private:
   // Eight bins an octave of error, sixteen octaves below the largest; the last bin holds all below.
   static constexpr std::size_t n_bins = 128;
   static constexpr unsigned bin_shift = 20;

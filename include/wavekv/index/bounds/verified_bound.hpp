@@ -80,7 +80,8 @@ struct verified_bound {
     return sampled_error <= margin * epsilon;
   }
 
-  /// @brief The one-sided normal quantile of 1 - delta (Abramowitz and Stegun 26.2.23, error below 4.5e-4).
+  /// @brief The one-sided normal quantile of 1 - delta / 8 (Abramowitz and Stegun 26.2.23, error below 4.5e-4): an
+  /// answer may be looked at some eight times, with more draws and in later rounds, and each look may err.
   [[nodiscard]] float confidence_deviations() const noexcept {
     const float t = std::sqrt(-2.0F * std::log(delta * 0.125F));
     return t - (2.515517F + t * (0.802853F + t * 0.010328F)) /
