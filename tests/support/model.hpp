@@ -2,9 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <type_traits>
@@ -82,9 +83,10 @@ struct outputs {
         lse(n_queries * sizes.n_query_heads, std::numeric_limits<float>::quiet_NaN()) {}
 
   bool operator==(const outputs& other) const {  // bit for bit: -0 is not 0, and NaN equals itself
-    return out.size() == other.out.size() && lse.size() == other.lse.size() &&
-           std::memcmp(out.data(), other.out.data(), out.size() * sizeof(float)) == 0 &&
-           std::memcmp(lse.data(), other.lse.data(), lse.size() * sizeof(float)) == 0;
+    const auto same = [](float a, float b) {
+      return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
+    };
+    return std::ranges::equal(out, other.out, same) && std::ranges::equal(lse, other.lse, same);
   }
 };
 
