@@ -32,9 +32,11 @@ class query_metric {
   static constexpr std::size_t default_max_queries =
       4096;  ///< as many as the figures in the README were measured with
 
-  /// @brief Share of the mean eigenvalue added to every direction, so that one no query has used yet
-  /// still separates keys, and the Cholesky factor exists for any number of queries.
-  static constexpr double ridge = 1e-3;
+  /// @brief Share of the mean eigenvalue added to every direction: as much as the queries themselves. A question may look
+  /// along directions that the prompt's queries rarely used; with little weight there its answer shares clusters with
+  /// everything (at 1e-3 the example model lost one needle in ten at 32K tokens, at 1 as few as with plain k-means,
+  /// and errors fell as well). The Cholesky factor exists for any number of queries, too.
+  static constexpr double ridge = 1.0;
 
   /// @brief A metric of no dimensions, to be assigned to.
   query_metric() = default;

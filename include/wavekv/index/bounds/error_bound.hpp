@@ -34,9 +34,11 @@ struct error_bound {
       0.5F;  ///< part of what is left of epsilon² that a coarse level may keep, 0 to 1
   std::size_t free_tokens = 512;  ///< tokens that may be read whatever max_read says
 
-  /// @brief Each query head's nearest nodes of a level that are opened or read whatever is predicted, as a fraction
-  /// of the level, but at least 4; 0: none. A summary says too little of a lone needle in a wide cluster.
-  float floor_share = 0.004F;
+  /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted;
+  /// at least 4; 0: none. A summary says too little of a lone needle in a wide node.
+  float floor_open = 0.06F;
+  /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
+  float floor_read = 0.01F;
 
   /// @brief Checks every member.  @throw config_error
   void validate() const {
@@ -48,9 +50,9 @@ struct error_bound {
       throw config_error(
           detail::message("error_bound: max_open is ", max_open, "; allowed: 0 to 1"));
     }
-    if (!(floor_share >= 0.0F && floor_share <= 1.0F)) {
-      throw config_error(
-          detail::message("error_bound: floor_share is ", floor_share, "; allowed: 0 to 1"));
+    if (!(floor_open >= 0.0F && floor_open <= 1.0F && floor_read >= 0.0F && floor_read <= 1.0F)) {
+      throw config_error(detail::message("error_bound: floor_open is ", floor_open,
+                                         " and floor_read is ", floor_read, "; allowed: 0 to 1"));
     }
     if (!(coarse_share >= 0.0F && coarse_share <= 1.0F)) {
       throw config_error(
@@ -69,8 +71,8 @@ struct error_bound {
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
     plan_by_error(nodes, zones);
-    const float n_floor =
-        floor_share * static_cast<float>(nodes.level > 0 ? nodes.n_nodes : nodes.n_clusters);
+    const float n_floor = nodes.level > 0 ? floor_open * static_cast<float>(nodes.n_nodes)
+                                          : floor_read * static_cast<float>(nodes.n_clusters);
     detail::for_nearest_by_turns(nodes,
                                  nodes.group_size * static_cast<std::size_t>(std::ceil(n_floor)),
                                  [&](std::size_t i) { zones[i] = zone::retrieval; });
