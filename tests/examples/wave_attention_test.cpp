@@ -25,7 +25,8 @@ float largest_difference(const std::string& name) {
   const auto directory = test::data_dir / "models" / name;
   transformer::model model(directory);
   float largest = 0;
-  for (const auto& prompt : transformer::read_json(directory / "expected.json")["prompts"]) {
+  const auto stored = transformer::read_json(directory / "expected.json");
+  for (const auto& prompt : stored["prompts"]) {
     const auto ids = prompt["ids"].get<std::vector<token_id>>();
     const auto positions = prompt["positions"].get<std::vector<std::size_t>>();
     Cache cache(transformer::cache_geometry(model.config(), model.n_full_layers()));
