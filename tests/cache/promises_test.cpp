@@ -125,6 +125,7 @@ TEST_CASE_TEMPLATE("error_bound: predicted error within epsilon, or capped", Cou
         capped.max_read = 0.05F;
         capped.max_open = 0.3F;
         capped.free_tokens = 0;
+        capped.floor_open = capped.floor_read = 0.0F;  // the floor comes on top of the caps
         const auto [small, small_stats] =
             attend_counted(data.cache, data.sequence, 0, query, capped);
         CHECK(all_finite(small));

@@ -73,7 +73,8 @@ TEST_CASE("fixed_budget takes the nearest clusters, by share per token") {
         frontier_data::random<wavekv::rank_by_sum>(random, 0, n, 4, key_family::uniform);
     for (const auto& [retrieve, estimate] :
          {std::pair{0.018F, 0.232F}, {0.5F, 0.5F}, {0.0F, 0.1F}, {0.3F, 0.0F}, {0.0F, 0.0F}}) {
-      const std::vector<zone> zones = plan(wavekv::fixed_budget{retrieve, estimate}, data);
+      const std::vector<zone> zones =
+          plan(wavekv::basic_fixed_budget<wavekv::rank_by_sum>{retrieve, estimate}, data);
       const auto nearness = [&](std::size_t i) {
         return data.view.share()[i] / data.view.size()[i];
       };
@@ -91,6 +92,49 @@ TEST_CASE("fixed_budget takes the nearest clusters, by share per token") {
   }
 }
 
+TEST_CASE("fixed_budget lets the heads of a group take turns, within its budget") {
+  random_engine random(12);
+  for (const std::size_t n : {4U, 10U, 777U}) {
+    const frontier_data data =
+        frontier_data::random<wavekv::rank_by_turns>(random, 0, n, 4, key_family::uniform);
+    for (const auto& [retrieve, estimate] :
+         {std::pair{0.018F, 0.232F}, {0.5F, 0.5F}, {0.0F, 0.1F}, {0.3F, 0.0F}, {0.0F, 0.0F}}) {
+      const std::vector<zone> zones = plan(wavekv::fixed_budget{retrieve, estimate}, data);
+      const auto count = [&](float fraction) {
+        return static_cast<std::size_t>(std::ceil(fraction * static_cast<float>(n)));
+      };
+      CHECK(static_cast<std::size_t>(std::ranges::count(zones, zone::retrieval)) ==
+            count(retrieve));
+      CHECK(static_cast<std::size_t>(std::ranges::count(zones, zone::dropped)) ==
+            n - count(retrieve + estimate));
+      // A full turn of all heads fits into the budget: then each head's own best are among the read.
+      const std::size_t n_each = count(retrieve) / 4;
+      for (std::size_t g = 0; g < 4; ++g) {
+        const std::vector<std::size_t> order =
+            ranked([&](std::size_t i) { return data.view.share(g)[i] / data.view.size()[i]; }, n);
+        for (std::size_t rank = 0; rank < n_each; ++rank) {
+          if (count(retrieve) % 4 == 0) CHECK(zones[order[rank]] == zone::retrieval);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("error_bound reads each head's nearest, whatever it predicts") {
+  random_engine random(13);
+  const frontier_data data =
+      frontier_data::random<wavekv::rank_by_max>(random, 0, 600, 4, key_family::uniform);
+  wavekv::error_bound<> bound;
+  bound.epsilon = 1e6F;
+  bound.floor_read = 0.02F;
+  const std::vector<zone> zones = plan(bound, data);
+  for (std::size_t g = 0; g < 4; ++g) {
+    const std::vector<std::size_t> order =
+        ranked([&](std::size_t i) { return data.view.share(g)[i] / data.view.size()[i]; }, 600);
+    for (std::size_t rank = 0; rank < 12; ++rank) CHECK(zones[order[rank]] == zone::retrieval);
+  }
+}
+
 TEST_CASE("error_bound leaves no more error than epsilon to any head, and opens little more than "
           "it must") {
   random_engine random(3);
@@ -103,6 +147,7 @@ TEST_CASE("error_bound leaves no more error than epsilon to any head, and opens 
         wavekv::error_bound<> bound;
         bound.epsilon = epsilon;
         bound.max_open = bound.max_read = 1.0F;
+        bound.floor_open = bound.floor_read = 0.0F;  // by expected error alone
         const std::vector<zone> zones = plan(bound, data);
         float smallest_opened = HUGE_VALF;
         float largest_kept = 0.0F;
@@ -145,6 +190,7 @@ TEST_CASE("error_bound's caps") {
     for (const std::size_t free_tokens : {0U, 100U, 5000U}) {
       wavekv::error_bound<> bound;
       bound.epsilon = 1e-9F;
+      bound.floor_open = bound.floor_read = 0.0F;  // they come on top of the caps
       bound.max_read = max_read;
       bound.free_tokens = free_tokens;
       const std::vector<zone> zones = plan(bound, clusters);
@@ -170,6 +216,7 @@ TEST_CASE("error_bound's caps") {
   for (const float max_open : {0.0F, 0.1F, 1.0F}) {
     wavekv::error_bound<> bound;
     bound.epsilon = 1e-9F;
+    bound.floor_open = bound.floor_read = 0.0F;  // they come on top of the caps
     bound.max_open = max_open;
     const auto opened = std::ranges::count(plan(bound, nodes), zone::retrieval);
     const auto wanted = static_cast<std::ptrdiff_t>(std::max(1.0F, max_open * 1000.0F));

@@ -27,14 +27,17 @@ template <class Ranking = rank_by_max>
 struct error_bound {
   using ranking = Ranking;
 
-  float epsilon = 0.02F;   ///< predicted relative error of the output to reach, above 0
-  float max_open = 0.25F;  ///< at most this fraction of a coarse level is opened, 0 to 1
-  float max_read = 0.02F;  ///< at most this fraction of the index's tokens is read, 0 to 1
+  float epsilon = 0.02F;  ///< predicted relative error of the output to reach, above 0
+  float max_open =
+      0.25F;  ///< at most this fraction of a coarse level is opened by expected error, 0 to 1
+  float max_read =
+      0.02F;  ///< at most this fraction of the index's tokens is read by expected error, 0 to 1
   float coarse_share =
       0.5F;  ///< part of what is left of epsilon² that a coarse level may keep, 0 to 1
   std::size_t free_tokens = 512;  ///< tokens that may be read whatever max_read says
 
-  /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted;
+  /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted,
+  /// on top of max_open;
   /// at least 4; 0: none. A summary says too little of a lone needle in a wide node.
   float floor_open = 0.06F;
   /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
@@ -73,8 +76,9 @@ struct error_bound {
     plan_by_error(nodes, zones);
     const float n_floor = nodes.level > 0 ? floor_open * static_cast<float>(nodes.n_nodes)
                                           : floor_read * static_cast<float>(nodes.n_clusters);
-    detail::for_nearest_by_turns(nodes,
-                                 nodes.group_size * static_cast<std::size_t>(std::ceil(n_floor)),
+    const std::size_t n_each =
+        n_floor > 0.0F ? std::max<std::size_t>(4, static_cast<std::size_t>(n_floor)) : 0;
+    detail::for_nearest_by_turns(nodes, nodes.group_size * n_each,
                                  [&](std::size_t i) { zones[i] = zone::retrieval; });
   }
 

@@ -20,7 +20,7 @@ namespace wavekv {
 /// The dropped share of the softmax mass is reported in step_stats::dropped_mass.
 /// Models estimation_bound. Complexity: O(n_nodes) a level.
 /// Source: RetroInfer, arXiv 2505.02922, section 4.2 (tripartite attention; 1.8 % and 23.2 %).
-/// @tparam Ranking  rank_by_turns: each query head of a group chooses its part of the budget, at least 4 nodes; or rank_by_sum, rank_by_max.
+/// @tparam Ranking  rank_by_turns: each query head of a group chooses its part of the budget; or rank_by_sum, rank_by_max.
 ///                  A sum hides the head that looks for one needle behind those that look at everything: with it the
 ///                  example model finds 7 of 10 needles, with turns all.
 template <class Ranking = rank_by_turns>
@@ -50,22 +50,32 @@ struct basic_fixed_budget {
       take(nodes, n_of(retrieve + estimate, nodes.n_nodes), zones, zone::retrieval);
       return;
     }
-    take(nodes, n_of(retrieve + estimate, nodes.n_clusters), zones, zone::estimation);
     take(nodes, n_of(retrieve, nodes.n_clusters), zones, zone::retrieval);
+    take(nodes, n_of(retrieve + estimate, nodes.n_clusters), zones, zone::estimation);
   }
 
  private:
-  // Puts the n nearest nodes into a zone.
+  // Puts the nearest of the nodes still dropped into a zone, until n in all are not dropped.
   static void take(const frontier& nodes, std::size_t n, std::span<zone> zones,
                    zone into) noexcept {
-    const auto mark = [&](std::size_t i) { zones[i] = into; };
+    auto n_kept = static_cast<std::size_t>(
+        std::ranges::count_if(zones, [](zone z) { return z != zone::dropped; }));
+    const auto mark = [&](std::size_t i) {
+      if (zones[i] == zone::dropped && n_kept < n) {
+        zones[i] = into;
+        ++n_kept;
+      }
+    };
     if constexpr (std::is_same_v<Ranking, rank_by_turns>) {
       detail::for_nearest_by_turns(nodes, n, mark);
-    } else {
-      detail::for_largest(
-          nodes.n_nodes, n, [&](std::size_t i) { return nodes.share()[i] / nodes.size()[i]; },
-          mark);
     }
+    // What the turns left over, as heads often name the same nodes; without turns, everything.
+    detail::for_largest(
+        nodes.n_nodes, n - n_kept,
+        [&](std::size_t i) {
+          return zones[i] == zone::dropped ? nodes.share()[i] / nodes.size()[i] : -1.0F;
+        },
+        mark);
   }
 };
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -68,12 +67,11 @@ void for_largest(std::size_t n, std::size_t k, Value&& value, Chosen&& chosen) {
 }
 
 /// @brief Calls chosen(i) for the nodes nearest to some query head of the group, by their share per token: each head
-/// names n / group_size nodes (rounded up, at least 4), a node may be named by several.
+/// names n / group_size nodes (rounded up), a node may be named by several.
 /// Complexity: O(n_nodes · group_size). Allocates: nothing.
 template <class Chosen>
 void for_nearest_by_turns(const frontier& nodes, std::size_t n, Chosen&& chosen) {
-  const std::size_t n_each =
-      n == 0 ? 0 : std::max<std::size_t>(4, (n + nodes.group_size - 1) / nodes.group_size);
+  const std::size_t n_each = (n + nodes.group_size - 1) / nodes.group_size;
   for (std::size_t g = 0; g < nodes.group_size; ++g) {
     const auto share = nodes.share(g);
     for_largest(
