@@ -196,7 +196,7 @@ template <class B>
 using ranking_of = wavekv::detail::bound_ranking_t<B>;
 static_assert(std::is_same_v<ranking_of<bound_with_options>, wavekv::rank_by_sum>);
 static_assert(std::is_same_v<ranking_of<bound_misspells_options>, wavekv::rank_by_max>);
-static_assert(std::is_same_v<ranking_of<wavekv::fixed_budget>, wavekv::rank_by_sum>);
+static_assert(std::is_same_v<ranking_of<wavekv::fixed_budget>, wavekv::rank_by_turns>);
 static_assert(std::is_same_v<ranking_of<wavekv::error_bound<>>, wavekv::rank_by_max>);
 static_assert(wavekv::detail::reads_everything<bound_with_options>());
 static_assert(!wavekv::detail::reads_everything<bound_misspells_options>());
