@@ -34,7 +34,7 @@ TEST_CASE(
                                              {0.0F, 1.0F}}) {
       const std::vector<float> query = data.query();
       const auto [got, stats] = attend_counted(data.cache, data.sequence, 0, query,
-                                               wavekv::fixed_budget{retrieve, estimate});
+                                               wavekv::fixed_budget{retrieve, estimate, 0});
       CHECK(all_finite(got));
       // Counts are rounded up for each of the two KV heads.
       const auto about = [&](std::uint64_t count, float fraction) {

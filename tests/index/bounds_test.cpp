@@ -99,7 +99,7 @@ TEST_CASE("fixed_budget lets the heads of a group take turns, within its budget"
         frontier_data::random<wavekv::rank_by_turns>(random, 0, n, 4, key_family::uniform);
     for (const auto& [retrieve, estimate] :
          {std::pair{0.018F, 0.232F}, {0.5F, 0.5F}, {0.0F, 0.1F}, {0.3F, 0.0F}, {0.0F, 0.0F}}) {
-      const std::vector<zone> zones = plan(wavekv::fixed_budget{retrieve, estimate}, data);
+      const std::vector<zone> zones = plan(wavekv::fixed_budget{retrieve, estimate, 0}, data);
       const auto count = [&](float fraction) {
         return static_cast<std::size_t>(std::ceil(fraction * static_cast<float>(n)));
       };

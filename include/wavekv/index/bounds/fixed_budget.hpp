@@ -31,6 +31,9 @@ struct basic_fixed_budget {
   float retrieve = 0.018F;  ///< fraction of the clusters that is read, 0 to 1
   float estimate = 0.232F;  ///< fraction of the clusters that is estimated, 0 to 1
 
+  /// @brief Clusters that each query head may read at least, beyond the fraction on a short context; only with turns.
+  std::size_t least_per_head = 4;
+
   /// @brief Checks both fractions.  @throw config_error
   void validate() const {
     if (!(retrieve >= 0.0F && estimate >= 0.0F && retrieve + estimate <= 1.0F + 1e-6F)) {
@@ -50,8 +53,12 @@ struct basic_fixed_budget {
       take(nodes, n_of(retrieve + estimate, nodes.n_nodes), zones, zone::retrieval);
       return;
     }
-    take(nodes, n_of(retrieve, nodes.n_clusters), zones, zone::retrieval);
-    take(nodes, n_of(retrieve + estimate, nodes.n_clusters), zones, zone::estimation);
+    const bool turns = std::is_same_v<Ranking, rank_by_turns>;
+    const std::size_t least =
+        turns && retrieve > 0.0F ? std::min(least_per_head * nodes.group_size, nodes.n_nodes) : 0;
+    take(nodes, std::max(least, n_of(retrieve, nodes.n_clusters)), zones, zone::retrieval);
+    take(nodes, std::max(least, n_of(retrieve + estimate, nodes.n_clusters)), zones,
+         zone::estimation);
   }
 
  private:
