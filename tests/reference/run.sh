@@ -26,9 +26,6 @@ if ! cmp -s tests/reference/requirements.txt "$venv/requirements.installed"; the
   fi
   began=$SECONDS
   python3 -m venv --clear "$venv"
-  torch=$(grep '^torch==' tests/reference/requirements.txt)
-  "$venv/bin/pip" install -q --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||
-    echo "no CPU build of $torch within reach; taking the one from PyPI"
   "$venv/bin/pip" install -q --no-cache-dir -r tests/reference/requirements.txt
   cp tests/reference/requirements.txt "$venv/requirements.installed"
   echo "virtual environment $venv: $((SECONDS - began)) s"
