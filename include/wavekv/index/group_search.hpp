@@ -330,7 +330,6 @@ class group_search {
 
   [[nodiscard]] const input_type& input() const noexcept { return input_; }
   [[nodiscard]] const level_state& level(std::size_t l) const noexcept { return levels_[l]; }
-  [[nodiscard]] std::span<const float> squared_query_norms() const noexcept { return query_norms_; }
   [[nodiscard]] step_stats& own_stats() noexcept { return stats_; }
 
   /// @brief Variance of a logit inside a node of a level's frontier, as errors are predicted from it.
