@@ -112,7 +112,9 @@ TEST_CASE("append of a few tokens, of tokens that seal, and of queries") {
       f.cache.append(f.sequences[1], 1, tokens_of(keys, 0, n, 2, 16),
                      tokens_of(values, 0, n, 2, 12), tokens_of(queries, 0, n, 4, 16));
     });
-    CHECK(n_failed > 0);
+    // Few tokens need no memory, queries or not: the tail has room, and the metric learns in place.
+    if (n <= 20) CHECK(n_failed == 0);
+    if (n >= 64) CHECK(n_failed > 10);
   }
 }
 

@@ -420,7 +420,7 @@ TEST_CASE("attend_partial of two halves, merged, equals attend of the whole") {
             {tokens.values.begin() + static_cast<std::ptrdiff_t>(value_at), tokens.values.end()}});
     const std::vector<float> query = query_for(random, sizes);
 
-    const auto partial_of = [&](sequence_id sequence, const wavekv::exact* bound) {
+    const auto partial_of = [&](sequence_id sequence, const auto&... bound) {
       wavekv::partial_softmax sums(sizes.n_query_heads, sizes.value_dim);
       const wavekv::partial_softmax_view view = sums.view();
       std::fill_n(view.numerator, sizes.n_query_heads * sizes.value_dim, NAN);
@@ -430,12 +430,12 @@ TEST_CASE("attend_partial of two halves, merged, equals attend of the whole") {
       to.numerator = wavekv::nhd(view.numerator, 1, sizes.n_query_heads, sizes.value_dim);
       const wavekv::query_run run{sequence, 1};
       cache.attend_partial(std::span(&run, 1), 0,
-                           tokens_of(query, 0, 1, sizes.n_query_heads, sizes.key_dim), to, bound);
+                           tokens_of(query, 0, 1, sizes.n_query_heads, sizes.key_dim), to, bound...);
       return sums;
     };
     const wavekv::exact all{};
-    wavekv::partial_softmax merged = partial_of(older, &all);
-    wavekv::merge(merged.view(), partial_of(newer, &all).view());
+    wavekv::partial_softmax merged = partial_of(older, all);
+    wavekv::merge(merged.view(), partial_of(newer, all).view());
     for (std::size_t h = 0; h < sizes.n_query_heads; ++h) {
       wavekv::add_sink_logit(merged.view(), h, sizes.sink_logits[h]);  // once, by who merges
     }
@@ -446,6 +446,19 @@ TEST_CASE("attend_partial of two halves, merged, equals attend of the whole") {
     CHECK(largest_error(sizes, out, attend_naively(sizes, 0, model, query)) <= 1e-5);
     const outputs at_once = attend_once(cache, whole, 0, query, wavekv::exact{});
     CHECK(relative_error(std::span<const float>(out), std::span<const float>(at_once.out)) <= 1e-5);
+    // Without a bound it is the cache's own: the same as attend by it, but for the learned sinks.
+    wavekv::partial_softmax alone = partial_of(whole);
+    for (std::size_t h = 0; h < sizes.n_query_heads; ++h) {
+      wavekv::add_sink_logit(alone.view(), h, sizes.sink_logits[h]);
+    }
+    wavekv::finish(alone.view(), out.data(), sizes.value_dim);
+    CHECK(out == attend_once(cache, whole, 0, query).out);
+    // A bound may be named without lse, too.
+    std::vector<float> brief(out.size(), NAN);
+    cache.attend(whole, 0, tokens_of(query, 0, 1, sizes.n_query_heads, sizes.key_dim),
+                 wavekv::nhd(brief.data(), 1, sizes.n_query_heads, sizes.value_dim),
+                 wavekv::exact{});
+    CHECK(brief == at_once.out);
   }
 }
 

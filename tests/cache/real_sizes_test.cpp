@@ -76,6 +76,12 @@ void check(double most_index_bytes) {
   CHECK(stats.kv_bytes == (8192 + 1024) * 256 * sizeof(wavekv::bf16));
   CHECK(static_cast<double>(stats.index_bytes) <=
         most_index_bytes * static_cast<double>(stats.kv_bytes));
+  // Lower half of the query metric, and a covariance of keys with keys and values for each level.
+  using index_type = typename Cache::index_type;
+  const std::size_t metric =
+      wavekv::detail::uses_queries<typename index_type::clusterer_type>() ? 128 * 129 / 2 : 0;
+  CHECK(stats.learnt_bytes ==
+        (metric + index_type::cluster_count_type::n_levels * 128 * 256) * sizeof(float));
   cache.truncate(sequence, 5000);
   length = 5000;
   compare(0);

@@ -116,11 +116,8 @@ class search_oracle {
       const plan_record& plan = plans[top - level];
       std::vector<std::pair<std::size_t, std::size_t>> below;
       expected.summaries_read += frontier.size();
-      std::vector<double> lean;  // [group_size, value_dim]
-      for (std::size_t g = 0; g < group; ++g) {
-        const std::vector<double> one = tilt(queries, g, head, level);
-        lean.insert(lean.end(), one.begin(), one.end());
-      }
+      std::vector<leaning> lean;  // [group_size]
+      for (std::size_t g = 0; g < group; ++g) lean.push_back(lean_of(queries, g, head, level));
       for (std::size_t column = 0; column < frontier.size(); ++column) {
         const auto [s, node] = frontier[column];
         const wavekv::cluster_tree_level& nodes = tree(s, head).levels[level];
@@ -131,24 +128,17 @@ class search_oracle {
               rounded<S>(std::span(nodes.centroids).subspan(node * sizes_.key_dim, sizes_.key_dim));
           const std::vector<float> mean = rounded<S>(
               std::span(nodes.value_means).subspan(node * sizes_.value_dim, sizes_.value_dim));
-          // What storing the centroid moved it by counts as dispersion, too (no query metric here).
-          double moved = 0.0;
-          for (std::size_t i = 0; i < centroid.size(); ++i) {
-            moved += std::pow(static_cast<double>(nodes.centroids[node * centroid.size() + i]) -
-                                  static_cast<double>(centroid[i]),
-                              2.0);
-          }
-          const double dispersion = static_cast<double>(nodes.dispersions[node]) +
-                                    moved / static_cast<double>(sizes_.key_dim);
+          const double dispersion =
+              static_cast<double>(nodes.dispersions[node]) + rounding_dispersion(nodes, node);
           for (std::size_t g = 0; g < group; ++g) {
             const double s_mean = logit(queries, g, centroid.data());
             // Neither mass nor value follow a variance beyond 8.
-            const double followed = std::min(dispersion, 8.0 / squared_norm(queries, g));
+            const double followed = std::min(dispersion, 8.0 / lean[g].variance);
             std::vector<double> value(mean.begin(), mean.end());
             for (std::size_t i = 0; i < value.size(); ++i) {
-              value[i] += followed * lean[g * value.size() + i];
+              value[i] += followed * lean[g].tilt[i];
             }
-            double estimate = s_mean + 0.5 * logit_variance(queries, g, dispersion, s_mean);
+            double estimate = s_mean + 0.5 * logit_variance(lean[g].variance * dispersion, s_mean);
             if (sizes_.logit_softcap > 0.0F) {
               estimate = std::min(estimate, static_cast<double>(sizes_.logit_softcap));
             }
@@ -238,30 +228,50 @@ class search_oracle {
     return squared;
   }
 
-  /// Variance of a logit inside a node: ‖scale·q‖²·dispersion, times the squared slope of a softcap, at most 8.
-  [[nodiscard]] double logit_variance(std::span<const float> queries, std::size_t g,
-                                      double dispersion, double logit) const {
+  /// Variance of a logit inside a node, times the squared slope of a softcap, at most 8.
+  [[nodiscard]] double logit_variance(double variance, double logit) const {
     const reference_geometry shape = reference_of(sizes_);
     double slope = 1.0;
     if (shape.logit_softcap > 0.0) {
       slope = 1.0 - std::pow(logit / shape.logit_softcap, 2.0);
     }
-    return std::min(8.0, squared_norm(queries, g) * dispersion * slope * slope);
+    return std::min(8.0, variance * slope * slope);
   }
 
-  /// What the mean value of a level's nodes gains along a query, per unit of dispersion: the covariance of
-  /// values and keys inside the nodes, over all of them, divided by their dispersions; times the query.
-  [[nodiscard]] std::vector<double> tilt(std::span<const float> queries, std::size_t g,
-                                         std::size_t head, std::size_t level) const {
+  /// What storing a centroid moved it by counts as dispersion, too (no query metric here).
+  [[nodiscard]] double rounding_dispersion(const wavekv::cluster_tree_level& nodes,
+                                           std::size_t node) const {
+    const std::span<const float> centroid =
+        std::span(nodes.centroids).subspan(node * sizes_.key_dim, sizes_.key_dim);
+    const std::vector<float> stored = rounded<S>(centroid);
+    double moved = 0.0;
+    for (std::size_t i = 0; i < centroid.size(); ++i) {
+      moved += std::pow(static_cast<double>(centroid[i]) - static_cast<double>(stored[i]), 2.0);
+    }
+    return moved / static_cast<double>(sizes_.key_dim);
+  }
+
+  /// What a query meets inside the nodes of a level, per unit of dispersion.
+  struct leaning {
+    double variance = 0.0;     ///< of its logit
+    std::vector<double> tilt;  ///< [value_dim] what the mean value gains
+  };
+
+  /// The variance of the logit and its covariance with the values, inside the nodes, over all tokens, divided by
+  /// the nodes' dispersions; rounded centroids vary alike along all directions.
+  [[nodiscard]] leaning lean_of(std::span<const float> queries, std::size_t g, std::size_t head,
+                                std::size_t level) const {
     const reference_geometry shape = reference_of(sizes_);
-    std::vector<double> lean(sizes_.value_dim, 0.0);
-    if (shape.logit_softcap > 0.0) return lean;  // a softcap bends it; the library leaves it out
+    leaning lean;
+    lean.tilt.assign(sizes_.value_dim, 0.0);
     double weight = 0.0;
     for (std::size_t s = 0; s < layout_.segments.size(); ++s) {
       const wavekv::cluster_tree_level& nodes = tree(s, head).levels[level];
       for (std::size_t node = 0; node < nodes.n_nodes; ++node) {
-        weight +=
-            static_cast<double>(nodes.sizes[node]) * static_cast<double>(nodes.dispersions[node]);
+        const double size = nodes.sizes[node];
+        const double rounding = rounding_dispersion(nodes, node);
+        weight += size * (static_cast<double>(nodes.dispersions[node]) + rounding);
+        lean.variance += size * rounding * squared_norm(queries, g);
         for_tokens(s, head, level, node, [&](std::size_t token) {
           const float* key = row(tokens_.keys, sizes_.key_dim, token, head);
           const float* value = row(tokens_.values, sizes_.value_dim, token, head);
@@ -271,16 +281,25 @@ class search_oracle {
                      (static_cast<double>(key[i]) -
                       static_cast<double>(nodes.centroids[node * sizes_.key_dim + i]));
           }
+          lean.variance += along * along;
           for (std::size_t i = 0; i < sizes_.value_dim; ++i) {
-            lean[i] +=
+            lean.tilt[i] +=
                 along * (static_cast<double>(value[i]) -
                          static_cast<double>(nodes.value_means[node * sizes_.value_dim + i]));
           }
         });
       }
     }
-    if (!(weight > 1e-20)) return std::vector<double>(sizes_.value_dim, 0.0);
-    for (double& x : lean) x /= weight;
+    if (weight > 1e-20) {
+      lean.variance /= weight;
+      for (double& x : lean.tilt) x /= weight;
+    } else {
+      lean.variance = squared_norm(queries, g);
+      lean.tilt.assign(sizes_.value_dim, 0.0);
+    }
+    if (shape.logit_softcap > 0.0) {  // a softcap bends the tilt; the library leaves it out
+      lean.tilt.assign(sizes_.value_dim, 0.0);
+    }
     return lean;
   }
 

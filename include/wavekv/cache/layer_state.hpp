@@ -13,8 +13,8 @@
 #include <wavekv/core/geometry.hpp>
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/core/tensor_view.hpp>
+#include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/query_metric.hpp>
-#include <wavekv/index/value_tilt.hpp>
 
 /// @file layer_state.hpp
 /// @brief What one layer of one sequence holds: sink, sealed segments, tail.
@@ -30,8 +30,8 @@ struct layer_state {
   token_rows<T> tail;
   std::vector<query_metric>
       metrics;  ///< [n_kv_heads], or empty when the clusterer does not ask for queries
-  /// [n_kv_heads] how values tilt inside clusters, learnt from every segment sealed so far; null before the first
-  std::shared_ptr<const std::vector<head_tilts>> tilts;
+  /// [n_kv_heads] how keys and values vary inside clusters, learnt from every segment sealed so far; null before the first
+  std::shared_ptr<const std::vector<head_covariances>> covariances;
   step_stats last;        ///< what the last attend did
   step_stats total;       ///< what all of them did
   std::size_t steps = 0;  ///< attend calls
@@ -41,6 +41,22 @@ struct layer_state {
     return segments.empty()
                ? 0
                : segments.back()->first_token() + segments.back()->n_tokens() - sink.size();
+  }
+
+  /// @brief Bytes of what was learnt from queries and sealed tokens.
+  [[nodiscard]] std::size_t learnt_bytes() const noexcept {
+    std::size_t sum = 0;
+    for (const query_metric& metric : metrics) {
+      sum += metric.bytes();
+    }
+    if (covariances != nullptr) {
+      for (const head_covariances& head : *covariances) {
+        for (const cluster_covariance& level : head) {
+          sum += level.bytes();
+        }
+      }
+    }
+    return sum;
   }
 
   /// @brief Tokens held.

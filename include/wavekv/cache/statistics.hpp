@@ -59,7 +59,9 @@ struct statistics {
   std::uint64_t clusters = 0;  ///< clusters (level 0), all layers and KV heads
   std::uint64_t kv_bytes =
       0;  ///< K and V of sealed tokens; shared segments count in every sequence
-  std::uint64_t index_bytes = 0;   ///< summaries and tree structure beyond K and V
+  std::uint64_t index_bytes = 0;  ///< summaries and tree structure beyond K and V
+  std::uint64_t learnt_bytes =
+      0;  ///< query metrics and covariances inside clusters: the same at any length
   std::uint64_t steady_bytes = 0;  ///< sink and tail, reserved
   std::uint64_t steps = 0;         ///< attend calls
   step_stats last;                 ///< the last attend of each layer, added up

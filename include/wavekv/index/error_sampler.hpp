@@ -133,7 +133,8 @@ class error_sampler {
           for (std::size_t g = 0; g < input.group_size; ++g) {
             const float share =
                 state.size[i] * std::exp(state.logits[g * state.n_nodes + i] - log_normalizer_[g]);
-            const float variance = search.variance(state, g, i);
+            const float variance = expected_variance(search.leaning().variances(l)[g],
+                                                     state.dispersion[i], input.softcap);
             weight += static_cast<double>(share * std::sqrt(std::expm1(variance)));
           }
           if (weight > 0.0) {
@@ -204,8 +205,9 @@ class error_sampler {
       const float* output = output_.data() + g * input.value_dim;
       float* sum = batch_sums_.data() + (batch * input.group_size + g) * input.value_dim;
       const T* mean = state.value_mean[column];
-      const float* tilt = search.tilt(level, g);
-      const float dispersion = search.followed_dispersion(g, state.dispersion[column]);
+      const float* tilt = search.leaning().tilt(level, g);
+      const float dispersion =
+          search.leaning().followed_dispersion(level, g, state.dispersion[column]);
       for (std::size_t i = 0; i < input.value_dim; ++i) {
         const float tilted = tilt == nullptr ? 0.0F : dispersion * tilt[i];
         sum[i] += exact * (to_float(value[i]) - output[i]) -

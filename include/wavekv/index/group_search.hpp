@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -16,11 +15,13 @@
 #include <wavekv/buffer/wave_buffer.hpp>
 #include <wavekv/cache/statistics.hpp>
 #include <wavekv/cache/token_rows.hpp>
+#include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/concepts.hpp>
-#include <wavekv/index/frontier.hpp>
+#include <wavekv/index/frontier_level.hpp>
+#include <wavekv/index/query_leaning.hpp>
 #include <wavekv/index/search_limits.hpp>
 #include <wavekv/index/segment.hpp>
-#include <wavekv/index/value_tilt.hpp>
+#include <wavekv/index/zone_planner.hpp>
 
 /// @file group_search.hpp
 /// @brief One query group's way through the index: score, plan, look up, attend, merge.
@@ -47,8 +48,8 @@ struct search_input {
   std::size_t key_dim = 0;
   std::size_t value_dim = 0;
   float softcap = 0.0F;
-  const head_tilts* tilts = nullptr;  ///< of this head, or null: none known
-  const float* queries = nullptr;     ///< [group_size, key_dim], times the logit scale
+  const head_covariances* covariances = nullptr;  ///< of this head, or null: none known
+  const float* queries = nullptr;                 ///< [group_size, key_dim], times the logit scale
 };
 
 /// @brief The state of one search, reused from step to step so that a step allocates nothing.
@@ -69,24 +70,7 @@ class group_search {
   using input_type = search_input<T, handle>;
   using lane_type = typename reader_type::lane_type;
 
-  /// @brief One tree level's frontier: columns in segment order, families whole.
-  struct level_state {
-    std::size_t n_nodes = 0;
-    std::vector<std::size_t> offset;   ///< [n_segments + 1] columns of each segment
-    std::vector<std::uint32_t> node;   ///< [n_nodes] node id in its segment
-    std::vector<const T*> value_mean;  ///< [n_nodes]
-    std::vector<float> size;           ///< [n_nodes]
-    std::vector<float> dispersion;     ///< [n_nodes]
-    std::vector<float> logits;         ///< [group_size, n_nodes]
-    std::vector<float> share;          ///< [group_size, n_nodes]
-    std::vector<float> error;          ///< [group_size, n_nodes]
-    std::vector<float> ranked_share;   ///< [n_nodes]
-    std::vector<float> ranked_error;   ///< [n_nodes]
-    std::vector<zone> zones;           ///< [n_nodes]
-  };
-
-  /// @brief Largest variance of a logit inside a node that errors are predicted from: e^variance stays finite.
-  static constexpr float max_expected_variance = 24.0F;
+  using level_type = frontier_level<T>;
 
   /// @brief Steady-zone tokens that one part covers.
   static constexpr std::size_t steady_part_tokens = 1024;
@@ -114,6 +98,7 @@ class group_search {
         std::max(limits.n_parts,
                  (n_steady + steady_part_tokens - 1) / steady_part_tokens + input.segments.size());
     limits.group_size = std::max(limits.group_size, input.group_size);
+    limits.key_dim = std::max(limits.key_dim, input.key_dim);
     limits.value_dim = std::max(limits.value_dim, input.value_dim);
   }
 
@@ -121,32 +106,14 @@ class group_search {
   /// gets which search, decide nothing about allocation. A quarter more than asked for, when there is too little.
   /// @throw std::bad_alloc
   void reserve(const search_limits& limits) {
-    const std::size_t grouped = limits.group_size;
-    reserve_room(partials_, limits.n_parts * grouped * (limits.value_dim + 2));
+    const std::size_t partial_floats = limits.group_size * (limits.value_dim + 2);
+    reserve_room(partials_, limits.n_parts * partial_floats);
     reserve_room(part_stats_, limits.n_parts);
-    for (auto* array :
-         {&query_norms_, &log_normalizer_, &output_norm_, &settled_float_, &dropped_}) {
-      reserve_room(*array, grouped);
-    }
-    reserve_room(settled_, grouped);
-    reserve_room(merged_, grouped * (limits.value_dim + 2));
-    reserve_room(tilt_share_, max_tree_levels * grouped);
-    reserve_room(tilt_normalizer_, max_tree_levels * grouped);
-    reserve_room(tilts_, max_tree_levels * grouped * limits.value_dim);
+    reserve_room(merged_, partial_floats);
+    leaning_.reserve(limits);
+    planner_.reserve(limits);
     for (std::size_t level = 0; level < max_tree_levels; ++level) {
-      level_state& state = levels_[level];
-      const std::size_t n = limits.n_nodes[level];
-      reserve_room(state.offset, limits.n_segments + 1);
-      reserve_room(state.node, n);
-      reserve_room(state.value_mean, n);
-      reserve_room(state.size, n);
-      reserve_room(state.dispersion, n);
-      reserve_room(state.ranked_share, n);
-      reserve_room(state.ranked_error, n);
-      reserve_room(state.zones, n);
-      reserve_room(state.logits, n * grouped);
-      reserve_room(state.share, n * grouped);
-      reserve_room(state.error, n * grouped);
+      levels_[level].reserve(limits, level);
     }
   }
 
@@ -159,31 +126,17 @@ class group_search {
     for (std::size_t part = 0; part < n_parts(); ++part) {
       reset(partial(part));
     }
-    query_norms_.resize(input_.group_size);
-    for (std::size_t g = 0; g < input_.group_size; ++g) {
-      const float* q = input_.queries + g * input_.key_dim;
-      float squared = 0.0F;
-      for (std::size_t i = 0; i < input_.key_dim; ++i) {
-        squared += q[i] * q[i];
-      }
-      query_norms_[g] = squared;
-    }
-    settled_.assign(input_.group_size, 0.0);
-    dropped_.assign(input_.group_size, 0.0F);
-    tilt_share_.assign(max_tree_levels * input_.group_size, 0.0F);
-    tilt_normalizer_.assign(max_tree_levels * input_.group_size, 0.0F);
     n_levels_ = 0;
-    n_tokens_ = 0;
-    n_clusters_ = 0;
+    planned_ = false;
+    std::size_t n_sealed = 0;
     for (const auto& segment : input_.segments) {
       n_levels_ = std::max(n_levels_, segment->n_levels());
-      n_tokens_ += segment->n_tokens();
-      n_clusters_ += segment->head(input_.head).levels[0].n_nodes;
+      n_sealed += segment->n_tokens();
     }
     stats_ = {};
     stats_.groups = 1;
     stats_.rounds = 1;
-    stats_.tokens_held = n_steady_tokens() + n_tokens_;
+    stats_.tokens_held = n_steady_tokens() + n_sealed;
     stats_.tokens_read = n_steady_tokens();
     stats_.bytes_read = n_steady_tokens() * row_bytes();
   }
@@ -209,15 +162,19 @@ class group_search {
     read_blocks(part, reader, lane, blocks, [] {});
   }
 
-  /// @brief Reserves the frontier of the top level. Comes before scan of a bound that plans.
+  /// @brief Lays out the frontier of the top level, and learns what clusters look like along the queries. Comes after
+  /// begin, before scan, of a bound that plans.
   void open_top() {
-    level_state& top = levels_[n_levels_ == 0 ? 0 : n_levels_ - 1];
+    leaning_.begin(input_.covariances, queries(), n_levels_, input_.value_dim, input_.softcap);
+    planner_.begin(index_facts());
+    planned_ = true;
+    level_type& top = levels_[n_levels_ == 0 ? 0 : n_levels_ - 1];
     top.offset.assign(1, 0);
     for (const auto& segment : input_.segments) {
       top.offset.push_back(top.offset.back() +
                            segment->head(input_.head).levels[segment->n_levels() - 1].n_nodes);
     }
-    resize(top);
+    top.resize(input_.group_size);
   }
 
   /// @brief Attends the part's steady tokens, or scores and estimates the top level of its segment.
@@ -237,31 +194,18 @@ class group_search {
   /// @brief Asks the bound about one level's frontier and lays out the next one.
   template <class Bound>
   void plan(std::size_t level, const Bound& bound) {
-    level_state& state = levels_[level];
-    if (state.n_nodes == 0) {
-      close(level);
-      return;
+    level_type& state = levels_[level];
+    if (state.n_nodes != 0) {
+      merged_.resize(partial_floats());
+      const partial_softmax_view so_far =
+          view_partial(merged_.data(), input_.group_size, input_.value_dim);
+      merge_parts(so_far);
+      planner_.plan(level, state, so_far, bound, leaning_);
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        stats_.clusters_estimated += state.zones[i] == zone::estimation ? 1 : 0;
+        stats_.clusters_dropped += state.zones[i] == zone::dropped ? 1 : 0;
+      }
     }
-    constexpr bool accumulated = !detail::drops<Bound>();
-    update_output<accumulated>(state);
-    fill_shares<detail::bound_ranking_t<Bound>>(state);
-    frontier nodes;
-    nodes.level = level;
-    nodes.n_nodes = state.n_nodes;
-    nodes.group_size = input_.group_size;
-    nodes.n_clusters = n_clusters_;
-    nodes.n_tokens = n_tokens_;
-    nodes.n_steady_tokens = n_steady_tokens();
-    nodes.size_data = state.size.data();
-    nodes.share_data = state.share.data();
-    nodes.error_data = state.error.data();
-    nodes.ranked_share_data = state.ranked_share.data();
-    nodes.ranked_error_data = state.ranked_error.data();
-    settled_float_.assign(settled_.begin(), settled_.end());
-    nodes.settled_data = settled_float_.data();
-    std::fill_n(state.zones.begin(), state.n_nodes, zone::estimation);
-    bound.plan(nodes, std::span<zone>(state.zones.data(), state.n_nodes));
-    settle(level);
     close(level);
   }
 
@@ -272,7 +216,7 @@ class group_search {
       return;
     }
     const std::size_t s = part - n_steady_parts_;
-    const level_state& state = levels_[level];
+    const level_type& state = levels_[level];
     correct_estimates<Accumulate>(part, level);
     const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
     std::size_t column = levels_[level - 1].offset[s];
@@ -293,7 +237,7 @@ class group_search {
       return;
     }
     const std::size_t s = part - n_steady_parts_;
-    const level_state& state = levels_[0];
+    const level_type& state = levels_[0];
     blocks.clear();
     for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
       if (state.zones[i] == zone::retrieval) {
@@ -306,11 +250,8 @@ class group_search {
   /// @brief Merges the parts, in their order, into `into`, which is reset first.
   void merge(const partial_softmax_view& into) {
     merge_parts(into);
-    tilts_.resize(max_tree_levels * input_.group_size * input_.value_dim);
-    for (std::size_t level = 0; level < n_levels_; ++level) {
-      if (has_tilt(level)) {
-        add_tilt(level, into);
-      }
+    if (planned_) {
+      leaning_.add_tilts(into);
     }
   }
 
@@ -320,43 +261,18 @@ class group_search {
     for (const step_stats& part : part_stats_) {
       sum += part;
     }
-    for (std::size_t g = 0; g < input_.group_size; ++g) {
-      sum.predicted_error =
-          std::max(sum.predicted_error, static_cast<float>(std::sqrt(settled_[g])));
-      sum.dropped_mass = std::max(sum.dropped_mass, dropped_[g]);
+    if (planned_) {
+      sum.predicted_error = std::max(sum.predicted_error, planner_.predicted_error());
+      sum.dropped_mass = std::max(sum.dropped_mass, planner_.dropped_mass());
     }
     return sum;
   }
 
   [[nodiscard]] const input_type& input() const noexcept { return input_; }
-  [[nodiscard]] const level_state& level(std::size_t l) const noexcept { return levels_[l]; }
+  [[nodiscard]] const level_type& level(std::size_t l) const noexcept { return levels_[l]; }
+  /// @brief What clusters look like along the queries; valid after open_top.
+  [[nodiscard]] const query_leaning& leaning() const noexcept { return leaning_; }
   [[nodiscard]] step_stats& own_stats() noexcept { return stats_; }
-
-  /// @brief Variance of a logit inside a node of a level's frontier, as errors are predicted from it.
-  ///
-  /// Under a softcap the centroid may be saturated where the tokens are not: the slope at the centroid, which
-  /// the estimate itself uses, would then promise an estimate without error. Capped logits lie in [-cap, cap],
-  /// and so does their variance below cap² (Popoviciu). Otherwise the limit lies well above that of the
-  /// estimate's own correction: what the correction leaves out is an error to expect.
-  [[nodiscard]] float variance(const level_state& state, std::size_t g,
-                               std::size_t i) const noexcept {
-    const float variance = std::min(query_norms_[g] * state.dispersion[i], max_expected_variance);
-    return input_.softcap > 0.0F ? std::min(variance, input_.softcap * input_.softcap) : variance;
-  }
-
-  /// @brief The dispersion as far as an estimate follows it: where the variance is cut off for the mass, it is for
-  /// the value, too. A tilt of second order extrapolates far outside of the node's values otherwise.
-  [[nodiscard]] float followed_dispersion(std::size_t g, float dispersion) const noexcept {
-    return query_norms_[g] * dispersion > max_logit_variance ? max_logit_variance / query_norms_[g]
-                                                             : dispersion;
-  }
-
-  /// @brief Direction in which estimates of a level tilt for query head g, per unit of dispersion
-  /// [value_dim]; null when none is known. Valid after merge.
-  [[nodiscard]] const float* tilt(std::size_t level, std::size_t g) const noexcept {
-    return has_tilt(level) ? tilts_.data() + (level * input_.group_size + g) * input_.value_dim
-                           : nullptr;
-  }
 
  private:
   [[nodiscard]] std::size_t n_steady_tokens() const noexcept {
@@ -383,48 +299,22 @@ class group_search {
     }
   }
 
-  // A softcap bends the logits, and with them the tilt: it is left out then.
-  [[nodiscard]] bool has_tilt(std::size_t level) const noexcept {
-    return input_.tilts != nullptr && !(*input_.tilts)[level].slope.empty() &&
-           input_.softcap == 0.0F;
-  }
-
-  // Moves the numerators by what the value means of a level's estimates lack: see value_tilt.
-  void add_tilt(std::size_t level, const partial_softmax_view& into) {
-    float* tilts = tilts_.data() + level * input_.group_size * input_.value_dim;
-    std::fill_n(tilts, input_.group_size * input_.value_dim, 0.0F);
-    simd::add_weighted_rows(input_.queries, input_.group_size, input_.key_dim,
-                            (*input_.tilts)[level].slope.data(), input_.key_dim, input_.value_dim,
-                            tilts, input_.value_dim);
-    for (std::size_t g = 0; g < input_.group_size; ++g) {
-      const std::size_t at = level * input_.group_size + g;
-      if (tilt_share_[at] > 0.0F && !into.is_empty(g)) {
-        simd::add_scaled(tilts + g * input_.value_dim, input_.value_dim,
-                         tilt_share_[at] * std::exp(tilt_normalizer_[at] - into.max[g]),
-                         into.numerator_of(g));
-      }
+  [[nodiscard]] zone_planner::index_facts index_facts() const noexcept {
+    zone_planner::index_facts facts;
+    facts.group_size = input_.group_size;
+    facts.n_steady_tokens = n_steady_tokens();
+    facts.softcap = input_.softcap;
+    double squared = 0.0;
+    for (const auto& segment : input_.segments) {
+      const head_index<T>& head = segment->head(input_.head);
+      facts.n_clusters += head.levels[0].n_nodes;
+      facts.n_tokens += segment->n_tokens();
+      const auto spread = static_cast<double>(head.value_spread);
+      squared += spread * spread * static_cast<double>(segment->n_tokens());
     }
-  }
-
-  void resize(level_state& state) {
-    state.n_nodes = state.offset.back();
-    const std::size_t n = state.n_nodes;
-    const std::size_t grouped = n * input_.group_size;
-    const auto grow = [](auto& array, std::size_t size) {
-      if (array.size() < size) {
-        array.resize(size);
-      }
-    };
-    grow(state.node, n);
-    grow(state.value_mean, n);
-    grow(state.size, n);
-    grow(state.dispersion, n);
-    grow(state.ranked_share, n);
-    grow(state.ranked_error, n);
-    grow(state.zones, n);
-    grow(state.logits, grouped);
-    grow(state.share, grouped);
-    grow(state.error, grouped);
+    const auto n_tokens = static_cast<double>(std::max<std::size_t>(facts.n_tokens, 1));
+    facts.value_spread = static_cast<float>(std::sqrt(squared / n_tokens));
+    return facts;
   }
 
   void attend_steady(std::size_t part) {
@@ -468,7 +358,7 @@ class group_search {
   template <bool Accumulate>
   void score_family(std::size_t part, std::size_t level, std::uint32_t first, std::uint32_t last,
                     std::size_t column) {
-    level_state& state = levels_[level];
+    level_type& state = levels_[level];
     const tree_level<T>& tree =
         input_.segments[part - n_steady_parts_]->head(input_.head).levels[level];
     const std::size_t n = last - first;
@@ -478,10 +368,10 @@ class group_search {
     const summary_rows<float, T> summaries{
         centroids, value_means, tree.size + first, tree.dispersion + first, n, 0};
     if constexpr (Accumulate) {
-      estimate_rows(queries(), query_norms_.data(), summaries, input_.softcap, logits,
+      estimate_rows(queries(), leaning_.variances(level), summaries, input_.softcap, logits,
                     state.n_nodes, partial(part));
     } else {
-      score_summaries(queries(), query_norms_.data(), summaries, input_.softcap, logits,
+      score_summaries(queries(), leaning_.variances(level), summaries, input_.softcap, logits,
                       state.n_nodes);
     }
     for (std::size_t i = 0; i < n; ++i) {
@@ -494,116 +384,13 @@ class group_search {
     part_stats_[part].bytes_read += n * (row_bytes() + 2 * sizeof(float));
   }
 
-  // The normaliser and the norm of the output as known so far, per query head.
-  template <bool Accumulated>
-  void update_output(const level_state& state) {
-    merged_.resize(partial_floats());
-    const partial_softmax_view all =
-        view_partial(merged_.data(), input_.group_size, input_.value_dim);
-    merge_parts(all);
-    log_normalizer_.resize(input_.group_size);
-    output_norm_.resize(input_.group_size);
-    for (std::size_t g = 0; g < input_.group_size; ++g) {
-      double squared = 0.0;
-      for (std::size_t i = 0; i < input_.value_dim; ++i) {
-        const double x = static_cast<double>(all.numerator_of(g)[i]);
-        squared += x * x;
-      }
-      const float denominator = all.denominator[g];
-      output_norm_[g] =
-          denominator > 0.0F ? static_cast<float>(std::sqrt(squared)) / denominator : 0.0F;
-      log_normalizer_[g] = log_sum_exp(all, g);
-      if constexpr (!Accumulated) {
-        log_normalizer_[g] = log_sum(log_normalizer_[g], state, g);
-      }
-    }
-  }
-
-  static float log_sum(float start, const level_state& state, std::size_t g) {
-    const float* logits = state.logits.data() + g * state.n_nodes;
-    float largest = start;
-    for (std::size_t i = 0; i < state.n_nodes; ++i) {
-      largest = std::max(largest, logits[i]);
-    }
-    double sum = std::exp(static_cast<double>(start) - static_cast<double>(largest));
-    for (std::size_t i = 0; i < state.n_nodes; ++i) {
-      sum += static_cast<double>(state.size[i] * std::exp(logits[i] - largest));
-    }
-    return largest + static_cast<float>(std::log(sum));
-  }
-
-  // Expected error of an estimate relative to the node's mass: the scatter of a mean of `size` log-normal
-  // weights, and half the bias that the variance's correction takes away, for what it leaves of it.
-  static float estimate_error(float variance, float size) noexcept {
-    const float scatter = std::expm1(variance) / size;
-    const float bias = 0.5F * std::expm1(0.5F * variance);
-    return std::sqrt(scatter + bias * bias);
-  }
-
-  template <class Ranking>
-  void fill_shares(level_state& state) {
-    const float spread = value_spread();
-    for (std::size_t g = 0; g < input_.group_size; ++g) {
-      const float* logits = state.logits.data() + g * state.n_nodes;
-      float* share = state.share.data() + g * state.n_nodes;
-      float* error = state.error.data() + g * state.n_nodes;
-      // How long a value's deviation is beside the output it disturbs; an output of length zero is
-      // measured by the values themselves.
-      const float relative = output_norm_[g] > 1e-6F * spread ? spread / output_norm_[g] : 1.0F;
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        share[i] = state.size[i] * std::exp(logits[i] - log_normalizer_[g]);
-        error[i] = relative * share[i] * estimate_error(variance(state, g, i), state.size[i]);
-      }
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        state.ranked_share[i] =
-            g == 0 ? share[i] : Ranking::combine(state.ranked_share[i], share[i]);
-        state.ranked_error[i] =
-            g == 0 ? error[i] : Ranking::combine(state.ranked_error[i], error[i]);
-      }
-    }
-  }
-
-  [[nodiscard]] float value_spread() const noexcept {
-    double squared = 0.0;
-    for (const auto& segment : input_.segments) {
-      const auto spread = static_cast<double>(segment->head(input_.head).value_spread);
-      squared += spread * spread * static_cast<double>(segment->n_tokens());
-    }
-    return static_cast<float>(
-        std::sqrt(squared / static_cast<double>(std::max<std::size_t>(n_tokens_, 1))));
-  }
-
-  // Books what stays at this level: predicted error of the estimated, mass of the dropped.
-  void settle(std::size_t level) {
-    const level_state& state = levels_[level];
-    for (std::size_t i = 0; i < state.n_nodes; ++i) {
-      stats_.clusters_estimated += state.zones[i] == zone::estimation ? 1 : 0;
-      stats_.clusters_dropped += state.zones[i] == zone::dropped ? 1 : 0;
-    }
-    for (std::size_t g = 0; g < input_.group_size; ++g) {
-      const float* error = state.error.data() + g * state.n_nodes;
-      const float* share = state.share.data() + g * state.n_nodes;
-      float tilted = 0.0F;
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        if (state.zones[i] == zone::estimation) {
-          settled_[g] += static_cast<double>(error[i]) * static_cast<double>(error[i]);
-          tilted += share[i] * followed_dispersion(g, state.dispersion[i]);
-        } else if (state.zones[i] == zone::dropped) {
-          dropped_[g] += share[i];
-        }
-      }
-      tilt_share_[level * input_.group_size + g] = tilted;
-      tilt_normalizer_[level * input_.group_size + g] = log_normalizer_[g];
-    }
-  }
-
   // Lays out the frontier below: the children of all opened nodes, in segment order.
   void close(std::size_t level) {
     if (level == 0) {
       return;
     }
-    const level_state& state = levels_[level];
-    level_state& below = levels_[level - 1];
+    const level_type& state = levels_[level];
+    level_type& below = levels_[level - 1];
     below.offset.assign(1, 0);
     for (std::size_t s = 0; s < input_.segments.size(); ++s) {
       const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
@@ -615,14 +402,14 @@ class group_search {
       }
       below.offset.push_back(n);
     }
-    resize(below);
+    below.resize(input_.group_size);
   }
 
   // Accumulated estimates: takes those of opened nodes out. Otherwise: adds those of the estimation zone.
   template <bool Accumulated>
   void correct_estimates(std::size_t part, std::size_t level) {
     const std::size_t s = part - n_steady_parts_;
-    const level_state& state = levels_[level];
+    const level_type& state = levels_[level];
     const partial_softmax_view sum = partial(part);
     constexpr zone wanted = Accumulated ? zone::retrieval : zone::estimation;
     for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
@@ -638,21 +425,13 @@ class group_search {
   input_type input_{};
   std::size_t n_steady_parts_ = 0;
   std::size_t n_levels_ = 0;
-  std::size_t n_tokens_ = 0;
-  std::size_t n_clusters_ = 0;
-  std::array<level_state, max_tree_levels> levels_;
+  bool planned_ =
+      false;  // whether open_top came since begin: leaning_ and planner_ are this search's
+  std::array<level_type, max_tree_levels> levels_;
+  query_leaning leaning_;
+  zone_planner planner_;
   mutable std::vector<float> partials_;
   std::vector<float> merged_;
-  std::vector<float> query_norms_;
-  std::vector<float> log_normalizer_;
-  std::vector<float> output_norm_;
-  std::vector<double> settled_;
-  std::vector<float> settled_float_;
-  std::vector<float> dropped_;
-  std::vector<float> tilt_share_;  // [level, group_size] sum of share · dispersion of the estimated
-  std::vector<float>
-      tilt_normalizer_;       // [level, group_size] the log normaliser those shares refer to
-  std::vector<float> tilts_;  // [level, group_size, value_dim]
   std::vector<step_stats> part_stats_;
   step_stats stats_;
 };

@@ -145,6 +145,9 @@ class query_metric {
     }
   }
 
+  /// @brief Bytes held.
+  [[nodiscard]] std::size_t bytes() const noexcept { return lower_.size() * sizeof(float); }
+
  private:
   void require_square(std::size_t size) const {
     if (size != key_dim_ * key_dim_) {

@@ -15,10 +15,10 @@
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cpu/executor.hpp>
 #include <wavekv/cpu/simd.hpp>
+#include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/cluster_tree_builder.hpp>
 #include <wavekv/index/query_metric.hpp>
 #include <wavekv/index/segment.hpp>
-#include <wavekv/index/value_tilt.hpp>
 
 /// @file sealer.hpp
 /// @brief Turns runs of tokens into sealed segments: clusters every KV head and lays rows out in tree order.
@@ -36,7 +36,7 @@ struct seal_run {
 template <class Segment>
 struct sealed_runs {
   std::vector<std::shared_ptr<const Segment>> segments;
-  std::vector<head_tilts> tilts;  ///< [n_kv_heads]
+  std::vector<head_covariances> covariances;  ///< [n_kv_heads]
 };
 
 /// @brief Makes segments from token rows. Work splits over runs and KV heads.
@@ -61,7 +61,7 @@ class sealer {
                             const clusterer_type& clusterer, std::span<const query_metric> metrics,
                             Executor& executor, Keep&& keep) {
     std::vector<typename Segment::parts> parts(runs.size());
-    std::vector<head_tilts> tilts(runs.size() * n_heads);
+    std::vector<head_covariances> covariances(runs.size() * n_heads);
     for (std::size_t r = 0; r < runs.size(); ++r) {
       parts[r].n_tokens = runs[r].n_tokens;
       parts[r].n_levels = n_levels;
@@ -76,18 +76,18 @@ class sealer {
       const std::size_t head = task % n_heads;
       seal_head(rows.keys(head) + runs[r].first_row * key_dim,
                 rows.values(head) + runs[r].first_row * value_dim, key_dim, value_dim, head,
-                clusterer, metrics.empty() ? nullptr : &metrics[head], parts[r], tilts[task],
+                clusterer, metrics.empty() ? nullptr : &metrics[head], parts[r], covariances[task],
                 workers_[worker]);
     });
     sealed_runs<Segment> sealed;
     sealed.segments.reserve(runs.size());
-    sealed.tilts.resize(n_heads);
+    sealed.covariances.resize(n_heads);
     for (std::size_t r = 0; r < runs.size(); ++r) {
       sealed.segments.push_back(std::make_shared<const Segment>(
           runs[r].first_token, key_dim, value_dim, std::move(parts[r]), keep));
       for (std::size_t head = 0; head < n_heads; ++head) {
         for (std::size_t level = 0; level < n_levels; ++level) {
-          sealed.tilts[head][level].add(tilts[r * n_heads + head][level]);
+          sealed.covariances[head][level].add(covariances[r * n_heads + head][level]);
         }
       }
     }
@@ -106,7 +106,7 @@ class sealer {
   static void seal_head(const T* keys, const T* values, std::size_t key_dim, std::size_t value_dim,
                         std::size_t head, const clusterer_type& clusterer,
                         const query_metric* metric, typename Segment::parts& parts,
-                        head_tilts& tilts, worker_state& worker) {
+                        head_covariances& covariances, worker_state& worker) {
     const std::size_t n = parts.n_tokens;
     worker.keys.resize(n * key_dim);
     worker.values.resize(n * value_dim);
@@ -134,7 +134,7 @@ class sealer {
     query_matrix(request, worker.matrix);
     for (std::size_t level = 0; level < n_levels; ++level) {
       lay_out_summaries(worker.tree, level, worker.matrix, part);
-      tilts[level] = learn_tilt(request, worker.tree, level);
+      covariances[level] = learn_covariance(request, worker.tree, level, part.dispersion[level]);
     }
   }
 

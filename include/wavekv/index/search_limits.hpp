@@ -17,6 +17,7 @@ struct search_limits {
   std::size_t n_parts = 0;
   std::size_t n_segments = 0;
   std::size_t group_size = 0;
+  std::size_t key_dim = 0;
   std::size_t value_dim = 0;
   std::size_t n_all_nodes = 0;                         ///< of all levels
   std::size_t n_segment_clusters = 0;                  ///< of the largest segment

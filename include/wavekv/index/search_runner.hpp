@@ -145,7 +145,11 @@ class search_runner {
       const bool last = is_last(bound, round);
       shared.accepted.assign(shared.active.size(), 0);
       executor.parallel_for(shared.active.size(), [&](std::size_t i, std::size_t /*worker*/) {
-        searches_[first_search + shared.active[i]].begin(requests[first + shared.active[i]].input);
+        search_type& search = searches_[first_search + shared.active[i]];
+        search.begin(requests[first + shared.active[i]].input);
+        if (!last) {
+          search.open_top();
+        }
       });
       list_tasks(shared, first_search);
       if (last) {
@@ -218,7 +222,6 @@ class search_runner {
     constexpr bool accumulate = !detail::drops<Bound>();
     std::size_t n_levels = 0;
     for (const std::size_t search : shared.active) {
-      searches_[first_search + search].open_top();
       n_levels = std::max(n_levels, searches_[first_search + search].n_levels());
     }
     for_parts(shared, first_search, executor,

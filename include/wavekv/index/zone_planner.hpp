@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include <wavekv/attention/partial_softmax.hpp>
+#include <wavekv/index/concepts.hpp>
+#include <wavekv/index/frontier.hpp>
+#include <wavekv/index/frontier_level.hpp>
+#include <wavekv/index/query_leaning.hpp>
+#include <wavekv/index/search_limits.hpp>
+
+/// @file zone_planner.hpp
+/// @brief What a frontier's nodes weigh and how far their estimates may err; asks the bound for their zones.
+
+namespace wavekv {
+
+/// @brief Largest variance of a logit inside a node that errors are predicted from: e^variance stays finite.
+inline constexpr float max_expected_variance = 24.0F;
+
+/// @brief Variance of a logit inside a node, as errors are predicted from it.
+///
+/// Under a softcap the centroid may be saturated where the tokens are not: the slope at the centroid, which
+/// the estimate itself uses, would then promise an estimate without error. Capped logits lie in [-cap, cap],
+/// and so does their variance below cap² (Popoviciu). Otherwise the limit lies well above that of the
+/// estimate's own correction: what the correction leaves out is an error to expect.
+/// @param variance  per unit of dispersion: see query_leaning
+inline float expected_variance(float variance, float dispersion, float softcap) noexcept {
+  const float expected = std::min(variance * dispersion, max_expected_variance);
+  return softcap > 0.0F ? std::min(expected, softcap * softcap) : expected;
+}
+
+/// @brief Expected error of an estimate relative to the node's mass: the scatter of a mean of `size` log-normal
+/// weights, and half the bias that the variance's correction takes away, for what it leaves of it.
+inline float expected_error(float variance, float size) noexcept {
+  const float scatter = std::expm1(variance) / size;
+  const float bias = 0.5F * std::expm1(0.5F * variance);
+  return std::sqrt(scatter + bias * bias);
+}
+
+/// @brief The plan stage of one search: shares and expected errors per query head, the bound's verdict, and the books
+/// of what stays unread. Reused from step to step.
+class zone_planner {
+ public:
+  /// @brief What a search tells about the index it plans in.
+  struct index_facts {
+    std::size_t group_size = 1;
+    std::size_t n_clusters = 0;       ///< of level 0
+    std::size_t n_tokens = 0;         ///< sealed
+    std::size_t n_steady_tokens = 0;  ///< read whatever the plan
+    float value_spread = 0.0F;        ///< root mean square distance of a value from its mean
+    float softcap = 0.0F;
+  };
+
+  /// @brief Makes room for any plan within the limits.  @throw std::bad_alloc
+  void reserve(const search_limits& limits) {
+    for (auto* array : {&log_normalizer_, &output_norm_, &settled_float_, &dropped_}) {
+      reserve_room(*array, limits.group_size);
+    }
+    reserve_room(settled_, limits.group_size);
+  }
+
+  /// @brief Begins a search.
+  void begin(const index_facts& facts) {
+    facts_ = facts;
+    log_normalizer_.resize(facts.group_size);
+    output_norm_.resize(facts.group_size);
+    settled_.assign(facts.group_size, 0.0);
+    dropped_.assign(facts.group_size, 0.0F);
+  }
+
+  /// @brief Chooses the zones of a level's frontier and books what stays at that level.
+  /// @param so_far   the answer as known so far; estimates of this frontier are in it unless the bound drops
+  /// @param leaning  receives the estimates' shares
+  template <class T, class Bound>
+  void plan(std::size_t level, frontier_level<T>& state, const partial_softmax_view& so_far,
+            const Bound& bound, query_leaning& leaning) {
+    measure_output<!detail::drops<Bound>()>(so_far, state);
+    fill_shares<detail::bound_ranking_t<Bound>>(level, state, leaning);
+    frontier nodes;
+    nodes.level = level;
+    nodes.n_nodes = state.n_nodes;
+    nodes.group_size = facts_.group_size;
+    nodes.n_clusters = facts_.n_clusters;
+    nodes.n_tokens = facts_.n_tokens;
+    nodes.n_steady_tokens = facts_.n_steady_tokens;
+    nodes.size_data = state.size.data();
+    nodes.share_data = state.share.data();
+    nodes.error_data = state.error.data();
+    nodes.ranked_share_data = state.ranked_share.data();
+    nodes.ranked_error_data = state.ranked_error.data();
+    settled_float_.assign(settled_.begin(), settled_.end());
+    nodes.settled_data = settled_float_.data();
+    std::fill_n(state.zones.begin(), state.n_nodes, zone::estimation);
+    bound.plan(nodes, std::span<zone>(state.zones.data(), state.n_nodes));
+    settle(level, state, leaning);
+  }
+
+  /// @brief Expected relative error of the output, largest over the query heads.
+  [[nodiscard]] float predicted_error() const noexcept {
+    double largest = 0.0;
+    for (std::size_t g = 0; g < facts_.group_size; ++g) {
+      largest = std::max(largest, settled_[g]);
+    }
+    return static_cast<float>(std::sqrt(largest));
+  }
+
+  /// @brief Estimated mass of what was dropped, largest over the query heads.
+  [[nodiscard]] float dropped_mass() const noexcept {
+    float largest = 0.0F;
+    for (std::size_t g = 0; g < facts_.group_size; ++g) {
+      largest = std::max(largest, dropped_[g]);
+    }
+    return largest;
+  }
+
+ private:
+  // The normaliser and the norm of the output as known so far, per query head.
+  template <bool Accumulated, class T>
+  void measure_output(const partial_softmax_view& so_far, const frontier_level<T>& state) {
+    for (std::size_t g = 0; g < facts_.group_size; ++g) {
+      double squared = 0.0;
+      for (std::size_t i = 0; i < so_far.value_dim; ++i) {
+        const double x = static_cast<double>(so_far.numerator_of(g)[i]);
+        squared += x * x;
+      }
+      const float denominator = so_far.denominator[g];
+      output_norm_[g] =
+          denominator > 0.0F ? static_cast<float>(std::sqrt(squared)) / denominator : 0.0F;
+      log_normalizer_[g] = log_sum_exp(so_far, g);
+      if constexpr (!Accumulated) {
+        log_normalizer_[g] = log_sum(log_normalizer_[g], state, g);
+      }
+    }
+  }
+
+  template <class T>
+  static float log_sum(float start, const frontier_level<T>& state, std::size_t g) {
+    const float* logits = state.logits.data() + g * state.n_nodes;
+    float largest = start;
+    for (std::size_t i = 0; i < state.n_nodes; ++i) {
+      largest = std::max(largest, logits[i]);
+    }
+    double sum = std::exp(static_cast<double>(start) - static_cast<double>(largest));
+    for (std::size_t i = 0; i < state.n_nodes; ++i) {
+      sum += static_cast<double>(state.size[i] * std::exp(logits[i] - largest));
+    }
+    return largest + static_cast<float>(std::log(sum));
+  }
+
+  template <class Ranking, class T>
+  void fill_shares(std::size_t level, frontier_level<T>& state, const query_leaning& leaning) {
+    for (std::size_t g = 0; g < facts_.group_size; ++g) {
+      const float* logits = state.logits.data() + g * state.n_nodes;
+      float* share = state.share.data() + g * state.n_nodes;
+      float* error = state.error.data() + g * state.n_nodes;
+      const float along_query = leaning.variances(level)[g];
+      // How long a value's deviation is beside the output it disturbs; an output of length zero is
+      // measured by the values themselves.
+      const float relative = output_norm_[g] > 1e-6F * facts_.value_spread
+                                 ? facts_.value_spread / output_norm_[g]
+                                 : 1.0F;
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        const float variance = expected_variance(along_query, state.dispersion[i], facts_.softcap);
+        share[i] = state.size[i] * std::exp(logits[i] - log_normalizer_[g]);
+        error[i] = relative * share[i] * expected_error(variance, state.size[i]);
+      }
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        state.ranked_share[i] =
+            g == 0 ? share[i] : Ranking::combine(state.ranked_share[i], share[i]);
+        state.ranked_error[i] =
+            g == 0 ? error[i] : Ranking::combine(state.ranked_error[i], error[i]);
+      }
+    }
+  }
+
+  // Books what stays at this level: predicted error of the estimated, mass of the dropped.
+  template <class T>
+  void settle(std::size_t level, const frontier_level<T>& state, query_leaning& leaning) {
+    for (std::size_t g = 0; g < facts_.group_size; ++g) {
+      const float* error = state.error.data() + g * state.n_nodes;
+      const float* share = state.share.data() + g * state.n_nodes;
+      float tilted = 0.0F;
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        if (state.zones[i] == zone::estimation) {
+          settled_[g] += static_cast<double>(error[i]) * static_cast<double>(error[i]);
+          tilted += share[i] * leaning.followed_dispersion(level, g, state.dispersion[i]);
+        } else if (state.zones[i] == zone::dropped) {
+          dropped_[g] += share[i];
+        }
+      }
+      leaning.book(level, g, tilted, log_normalizer_[g]);
+    }
+  }
+
+  index_facts facts_;
+  std::vector<float> log_normalizer_;
+  std::vector<float> output_norm_;
+  std::vector<double>
+      settled_;  // squared errors of what the levels so far left in the estimation zone
+  std::vector<float> settled_float_;
+  std::vector<float> dropped_;
+};
+
+}  // namespace wavekv
