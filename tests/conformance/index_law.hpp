@@ -71,6 +71,7 @@ struct frontier_data {
   std::vector<float> size;
   std::vector<float> share;
   std::vector<float> error;
+  std::vector<float> nearness;
   std::vector<float> ranked_share;
   std::vector<float> ranked_error;
   std::vector<float> settled;
@@ -111,6 +112,7 @@ struct frontier_data {
       for (const float x : mass) {
         data.share.push_back(x / sum);
         data.error.push_back(x / sum * number());
+        data.nearness.push_back(x / sum * number());
       }
       data.settled.push_back(0.001F * number());
     }
@@ -140,6 +142,7 @@ struct frontier_data {
     size = std::move(other.size);
     share = std::move(other.share);
     error = std::move(other.error);
+    nearness = std::move(other.nearness);
     ranked_share = std::move(other.ranked_share);
     ranked_error = std::move(other.ranked_error);
     settled = std::move(other.settled);
@@ -153,6 +156,7 @@ struct frontier_data {
     view.size_data = size.data();
     view.share_data = share.data();
     view.error_data = error.data();
+    view.nearness_data = nearness.data();
     view.ranked_share_data = ranked_share.data();
     view.ranked_error_data = ranked_error.data();
     view.settled_data = settled.data();

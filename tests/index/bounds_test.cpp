@@ -13,6 +13,7 @@
 #include <wavekv/index/bounds/fixed_budget.hpp>
 #include <wavekv/index/bounds/verified_bound.hpp>
 #include <wavekv/index/detail/select.hpp>
+#include <wavekv/index/zone_planner.hpp>
 
 #include "conformance/index_law.hpp"
 
@@ -111,7 +112,7 @@ TEST_CASE("fixed_budget lets the heads of a group take turns, within its budget"
       const std::size_t n_each = count(retrieve) / 4;
       for (std::size_t g = 0; g < 4; ++g) {
         const std::vector<std::size_t> order =
-            ranked([&](std::size_t i) { return data.view.share(g)[i] / data.view.size()[i]; }, n);
+            ranked([&](std::size_t i) { return data.view.nearness(g)[i]; }, n);
         for (std::size_t rank = 0; rank < n_each; ++rank) {
           if (count(retrieve) % 4 == 0) CHECK(zones[order[rank]] == zone::retrieval);
         }
@@ -130,7 +131,7 @@ TEST_CASE("error_bound reads each head's nearest, whatever it predicts") {
   const std::vector<zone> zones = plan(bound, data);
   for (std::size_t g = 0; g < 4; ++g) {
     const std::vector<std::size_t> order =
-        ranked([&](std::size_t i) { return data.view.share(g)[i] / data.view.size()[i]; }, 600);
+        ranked([&](std::size_t i) { return data.view.nearness(g)[i]; }, 600);
     for (std::size_t rank = 0; rank < 12; ++rank) CHECK(zones[order[rank]] == zone::retrieval);
   }
 }
@@ -230,6 +231,28 @@ TEST_CASE("exact reads everything") {
   const frontier_data data =
       frontier_data::random<wavekv::rank_by_max>(random, 0, 50, 1, key_family::uniform);
   CHECK(std::ranges::count(plan(wavekv::exact{}, data), zone::retrieval) == 50);
+}
+
+TEST_CASE("the largest of n normal logits lies a little below what is expected of it") {
+  random_engine random(14);
+  for (const std::size_t n : {16U, 128U, 2048U}) {
+    for (const float variance : {0.1F, 1.0F, 20.0F}) {
+      constexpr std::size_t n_nodes = 400;
+      double mean_of_largest = 0.0;
+      for (std::size_t node = 0; node < n_nodes; ++node) {
+        const std::vector<float> logits = normal_rows(random, n, std::sqrt(variance));
+        mean_of_largest += static_cast<double>(*std::ranges::max_element(logits)) / n_nodes;
+      }
+      // As an estimate gives it: the mean, 3, plus half the variance, which it follows up to 8.
+      const float estimate = 3.0F + 0.5F * std::min(variance, 8.0F);
+      const auto expected = static_cast<double>(
+          wavekv::expected_largest_logit(estimate, variance, static_cast<float>(n)));
+      // sqrt(2·ln n) is an upper bound and the leading term: 25 % above at 16, less later.
+      CHECK(mean_of_largest + 3.0 < expected);
+      CHECK(mean_of_largest > 0.7 * (expected - 3.0));
+    }
+  }
+  CHECK(wavekv::expected_largest_logit(2.5F, 1.0F, 1.0F) == doctest::Approx(2.0));
 }
 
 TEST_CASE("rankings") {

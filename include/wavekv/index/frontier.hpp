@@ -34,6 +34,7 @@ struct frontier {
   const float* size_data = nullptr;          ///< [n_nodes]
   const float* share_data = nullptr;         ///< [group_size, n_nodes]
   const float* error_data = nullptr;         ///< [group_size, n_nodes]
+  const float* nearness_data = nullptr;      ///< [group_size, n_nodes]
   const float* ranked_share_data = nullptr;  ///< [n_nodes]
   const float* ranked_error_data = nullptr;  ///< [n_nodes]
   const float* settled_data = nullptr;       ///< [group_size]
@@ -49,6 +50,12 @@ struct frontier {
   /// @brief Expected error of head g's output, relative to that output's norm, if the node is estimated.
   [[nodiscard]] std::span<const float> error(std::size_t g) const noexcept {
     return {error_data + g * n_nodes, n_nodes};
+  }
+
+  /// @brief How near to query head g the nearest token of each node is expected to lie: e to its expected logit, up to
+  /// a factor common to all nodes of the head.
+  [[nodiscard]] std::span<const float> nearness(std::size_t g) const noexcept {
+    return {nearness_data + g * n_nodes, n_nodes};
   }
 
   /// @brief share(g) reduced over the group.

@@ -26,6 +26,7 @@ struct frontier_level {
   std::vector<float> logits;         ///< [group_size, n_nodes]
   std::vector<float> share;          ///< [group_size, n_nodes]
   std::vector<float> error;          ///< [group_size, n_nodes]
+  std::vector<float> nearness;       ///< [group_size, n_nodes]
   std::vector<float> ranked_share;   ///< [n_nodes]
   std::vector<float> ranked_error;   ///< [n_nodes]
   std::vector<zone> zones;           ///< [n_nodes]
@@ -61,7 +62,7 @@ struct frontier_level {
     visit(ranked_share, 1);
     visit(ranked_error, 1);
     visit(zones, 1);
-    for (auto* array : {&logits, &share, &error}) {
+    for (auto* array : {&logits, &share, &error, &nearness}) {
       visit(*array, group_size);
     }
   }

@@ -42,6 +42,17 @@ inline float expected_error(float variance, float size) noexcept {
   return std::sqrt(scatter + bias * bias);
 }
 
+/// @brief Largest logit to be expected among `size` tokens whose logits are normally distributed: the mean plus
+/// σ·√(2·ln size) (the leading term of extreme value theory).
+///
+/// A lone needle in a node moves the node's mean little; how far its tokens reach tells more about where to look.
+/// Measured on the example model, 32,768 tokens, 400 needles: ranking by the mean lost 7, by this 2 (README).
+/// @param logit  that of the estimate, half the variance included
+inline float expected_largest_logit(float logit, float variance, float size) noexcept {
+  const float mean = logit - 0.5F * std::min(variance, max_logit_variance);
+  return mean + std::sqrt(2.0F * variance * std::log(std::max(size, 1.0F)));
+}
+
 /// @brief The plan stage of one search: shares and expected errors per query head, the bound's verdict, and the books
 /// of what stays unread. Reused from step to step.
 class zone_planner {
@@ -91,6 +102,7 @@ class zone_planner {
     nodes.size_data = state.size.data();
     nodes.share_data = state.share.data();
     nodes.error_data = state.error.data();
+    nodes.nearness_data = state.nearness.data();
     nodes.ranked_share_data = state.ranked_share.data();
     nodes.ranked_error_data = state.ranked_error.data();
     settled_float_.assign(settled_.begin(), settled_.end());
@@ -158,15 +170,23 @@ class zone_planner {
       const float* logits = state.logits.data() + g * state.n_nodes;
       float* share = state.share.data() + g * state.n_nodes;
       float* error = state.error.data() + g * state.n_nodes;
+      float* nearness = state.nearness.data() + g * state.n_nodes;
       const float along_query = leaning.variances(level)[g];
       // How long a value's deviation is beside the output it disturbs; an output of length zero is
       // measured by the values themselves.
       const float relative = output_norm_[g] > 1e-6F * facts_.value_spread
                                  ? facts_.value_spread / output_norm_[g]
                                  : 1.0F;
+      // Scores only rank: measured from the largest estimate, they stay finite for any query.
+      float largest_logit = logits[0];
+      for (std::size_t i = 0; i < state.n_nodes; ++i) {
+        largest_logit = std::max(largest_logit, logits[i]);
+      }
       for (std::size_t i = 0; i < state.n_nodes; ++i) {
         const float variance = expected_variance(along_query, state.dispersion[i], facts_.softcap);
         share[i] = state.size[i] * std::exp(logits[i] - log_normalizer_[g]);
+        nearness[i] =
+            std::exp(expected_largest_logit(logits[i], variance, state.size[i]) - largest_logit);
         error[i] = relative * share[i] * expected_error(variance, state.size[i]);
       }
       for (std::size_t i = 0; i < state.n_nodes; ++i) {

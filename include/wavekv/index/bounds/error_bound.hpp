@@ -39,7 +39,7 @@ struct error_bound {
   /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted,
   /// on top of max_open;
   /// at least 4; 0: none. A summary says too little of a lone needle in a wide node.
-  float floor_open = 0.06F;
+  float floor_open = 0.09F;
   /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
   float floor_read = 0.01F;
 

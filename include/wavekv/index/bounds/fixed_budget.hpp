@@ -15,7 +15,8 @@ namespace wavekv {
 
 /// @brief The paper's rule: fixed fractions of the clusters are read and estimated, the rest is dropped.
 ///
-/// Clusters are ranked by their share per token, that is by the nearness of the centroid to the query.
+/// Clusters are ranked by their nearness to the query heads in turn; by the other rankings, and for what the turns leave
+/// over, by their share per token.
 /// On a tree, coarse nodes compete for retrieve + estimate of the nodes; what is not opened is dropped.
 /// The dropped share of the softmax mass is reported in step_stats::dropped_mass.
 /// Models estimation_bound. Complexity: O(n_nodes) a level.

@@ -66,16 +66,15 @@ void for_largest(std::size_t n, std::size_t k, Value&& value, Chosen&& chosen) {
   }
 }
 
-/// @brief Calls chosen(i) for the nodes nearest to some query head of the group, by their share per token: each head
+/// @brief Calls chosen(i) for the nodes nearest to some query head of the group: each head
 /// names n / group_size nodes (rounded up), a node may be named by several.
 /// Complexity: O(n_nodes · group_size). Allocates: nothing.
 template <class Chosen>
 void for_nearest_by_turns(const frontier& nodes, std::size_t n, Chosen&& chosen) {
   const std::size_t n_each = (n + nodes.group_size - 1) / nodes.group_size;
   for (std::size_t g = 0; g < nodes.group_size; ++g) {
-    const auto share = nodes.share(g);
-    for_largest(
-        nodes.n_nodes, n_each, [&](std::size_t i) { return share[i] / nodes.size()[i]; }, chosen);
+    const auto nearness = nodes.nearness(g);
+    for_largest(nodes.n_nodes, n_each, [&](std::size_t i) { return nearness[i]; }, chosen);
   }
 }
 
