@@ -39,7 +39,6 @@ activations embed(std::size_t n_tokens, unsigned seed) {
 
 using wavekv::nhd;
 
-// [listing]
 using cache_type = wavekv::kv_cache<>;
 
 /// One pass over all layers. A prompt chunk and a decode step differ in the two places that are
@@ -70,7 +69,6 @@ engine::activations forward(cache_type& cache, wavekv::sequence_id sequence, eng
   }
   return x;
 }
-// [listing]
 
 int main() {
   cache_type cache({.n_layers = engine::n_layers,
