@@ -8,6 +8,7 @@
 #include <wavekv/buffer/concepts.hpp>
 #include <wavekv/buffer/wave_buffer.hpp>
 #include <wavekv/cache/kv_cache.hpp>
+#include <wavekv/core/dlpack.hpp>
 #include <wavekv/core/errors.hpp>
 #include <wavekv/core/geometry.hpp>
 #include <wavekv/core/ids.hpp>
