@@ -12,6 +12,7 @@ need_packages $packages_library $packages_examples $packages_tests
 use_ccache
 
 build=${WAVEKV_BUILD_DIR:-build/release}
-cmake --preset release -B "$build" -DWAVEKV_BUILD_BENCHMARKS=OFF
+cmake --preset release -B "$build" -DWAVEKV_BUILD_TESTS=ON -DWAVEKV_BUILD_EXAMPLES=ON \
+  -DWAVEKV_BUILD_BENCHMARKS=OFF
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure --no-tests=error -j "$(nproc)" "$@"
