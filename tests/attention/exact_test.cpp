@@ -256,6 +256,21 @@ TEST_CASE_TEMPLATE("estimate_rows: a cluster counts as its size in equal tokens"
       wavekv::score_logits(queries, centroids.data(), n, softcap, planned.data(), n);
       CHECK(planned == logits);
 
+      // Rows that lie anywhere are added bit for bit as a run of them.
+      std::vector<const S*> where(n);
+      for (std::size_t r = 0; r < n; ++r) where[r] = means.data() + r * dim;
+      wavekv::partial_softmax by_run(n_q, dim);
+      wavekv::partial_softmax by_place(n_q, dim);
+      wavekv::accumulate_rows(logits.data(), n, sizes.data(), means.data(), n,
+                              wavekv::accumulation::add, by_run.view());
+      wavekv::accumulate_rows_at(logits.data(), n, sizes.data(), where.data(), n,
+                                 wavekv::accumulation::add, by_place.view());
+      for (std::size_t g = 0; g < n_q; ++g) {
+        CHECK(by_run.view().denominator[g] == by_place.view().denominator[g]);
+        CHECK(std::equal(by_run.view().numerator_of(g), by_run.view().numerator_of(g) + dim,
+                         by_place.view().numerator_of(g)));
+      }
+
       // Some clusters are read exactly after all: taken out, and their tokens put in.
       for (std::size_t r = 0; r < n; r += 3) {
         wavekv::accumulate_rows(logits.data() + r, n, sizes.data() + r, means.data() + r * dim, 1,
@@ -292,7 +307,8 @@ TEST_CASE("score_summaries: half the variance of the logit is added, flattened b
     std::vector<float> plain(n_q * n, poison);
     std::vector<float> corrected(n_q * n, poison);
     wavekv::score_logits(queries, centroids.data(), n, softcap, plain.data(), n);
-    wavekv::score_summaries(queries, squared_norms.data(), summaries, softcap, corrected.data(), n);
+    wavekv::score_summaries(queries, squared_norms.data(), summaries, dim, softcap,
+                            corrected.data(), n);
     for (std::size_t i = 0; i < corrected.size(); ++i) {
       const double s = static_cast<double>(plain[i]);
       const double cap = static_cast<double>(softcap);

@@ -195,3 +195,48 @@ TEST_CASE("reduce_max, scale and add_scaled") {
     CHECK(wavekv::simd::reduce_max(x.data(), n) == -infinity);
   }
 }
+
+TEST_CASE("expm1 and log: relative to the true values, near zero and one too") {
+  auto random = wavekv_test::generator("expm1 log");
+  namespace detail = wavekv::simd::detail;
+  std::uniform_real_distribution<float> exponent(-30.0F, 3.2F);
+  std::vector<float> x(1003);
+  for (float& number : x) number = std::exp(exponent(random));
+  x[0] = 0.0F;
+  x[1] = 0.5F;
+  std::vector<float> y(x.size());
+  detail::transform(x.data(), y.data(), x.size(),
+                    [](auto v) HWY_ATTR { return detail::expm1(v); });
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double expected = std::expm1(static_cast<double>(x[i]));
+    // Three units in the last place: at 0.5, where the series ends, e^x - 1 has lost one bit and a half.
+    CHECK(std::abs(static_cast<double>(y[i]) - expected) <= 3.0 * 0x1p-23 * expected);
+  }
+  x[0] = 1.0F;
+  x[2] = 1e-38F * 2.0F;
+  x[3] = 3e38F;
+  detail::transform(x.data(), y.data(), x.size(), [](auto v) HWY_ATTR { return detail::log(v); });
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double expected = std::log(static_cast<double>(x[i]));
+    CHECK(std::abs(static_cast<double>(y[i]) - expected) <=
+          2.0 * 0x1p-23 * std::max(1.0, std::abs(expected)));
+  }
+}
+
+TEST_CASE("weighted_exp_sum") {
+  auto random = wavekv_test::generator("weighted_exp_sum");
+  std::uniform_real_distribution<float> uniform(-20.0F, 0.0F);
+  for (std::size_t n = 0; n < 40; ++n) {
+    guarded_array<float> x(n);
+    guarded_array<float> weight(n);
+    double expected = 0.0;
+    for (std::size_t i = 0; i < n; ++i) {
+      x[i] = uniform(random);
+      weight[i] = -uniform(random);
+      expected +=
+          static_cast<double>(weight[i]) * std::exp(static_cast<double>(x[i]) + 3.0);
+    }
+    CHECK(static_cast<double>(wavekv::simd::weighted_exp_sum(x.data(), weight.data(), n, -3.0F)) ==
+          doctest::Approx(expected).epsilon(1e-6).scale(1e-30));
+  }
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <cmath>
 #include <cstddef>
+#include <deque>
 #include <limits>
 #include <random>
 #include <vector>
@@ -185,6 +186,35 @@ TEST_CASE_TEMPLATE("add_weighted_rows: a run may be cut anywhere", S, float, bf1
       r += n;
     }
     CHECK(whole == cut);
+  }
+}
+
+TEST_CASE_TEMPLATE("add_weighted_rows_at: rows anywhere, bit for bit as a run of them", S, float,
+                   bf16, f16, eighths) {
+  auto random = wavekv_test::generator("add_weighted_rows_at");
+  for (const std::size_t dim : dims) {
+    for (const std::size_t n_q : {1U, 3U, 4U, 9U}) {
+      for (const std::size_t n_rows : {0U, 1U, 5U, 64U}) {
+        std::vector<float> w(n_q * n_rows);
+        std::vector<S> run(n_rows * dim);
+        fill(w.data(), w.size(), random);
+        fill(run.data(), run.size(), random);
+        std::deque<guarded_array<S>> scattered;
+        std::vector<const S*> where;
+        for (std::size_t r = 0; r < n_rows; ++r) {
+          scattered.emplace_back(dim);
+          std::copy_n(run.data() + r * dim, dim, scattered.back().data());
+          where.push_back(scattered.back().data());
+        }
+        std::vector<float> expected(n_q * dim, 0.5F);
+        std::vector<float> acc = expected;
+        wavekv::simd::add_weighted_rows(w.data(), n_q, n_rows, run.data(), n_rows, dim,
+                                        expected.data(), dim);
+        wavekv::simd::add_weighted_rows_at(w.data(), n_q, n_rows, where.data(), n_rows, dim,
+                                           acc.data(), dim);
+        CHECK(acc == expected);
+      }
+    }
   }
 }
 

@@ -17,7 +17,7 @@
 
 #include "conformance/index_law.hpp"
 
-// Plans of the shipped bounds on frontiers made up here, against plain sorting.
+// Selection and plans of the shipped bounds on frontiers made up here, against plain sorting.
 
 using namespace wavekv_test;
 using wavekv::zone;
@@ -42,26 +42,82 @@ std::vector<std::size_t> ranked(const auto& value, std::size_t n) {
 
 }  // namespace
 
+namespace {
+
+/// Numbers of one kind: few or many ties, many magnitudes, denormals, both signs.
+std::vector<float> numbers(random_engine& random, std::size_t n, int kind) {
+  std::vector<float> values(n);
+  for (float& x : values) {
+    const auto pick = [&](std::uint32_t range) { return static_cast<float>(random() % range); };
+    x = kind == 0   ? pick(1000)
+        : kind == 1 ? pick(3)
+        : kind == 2 ? std::exp(pick(100) - 50.0F)
+        : kind == 3 ? 1e-42F * pick(5)
+                    : (pick(2000) - 1000.0F) * 0.01F * (random() % 9 == 0 ? -0.0F : 1.0F);
+  }
+  return values;
+}
+constexpr int n_kinds = 5;
+
+}  // namespace
+
+TEST_CASE("order keys order as floats do") {
+  const std::vector<float> rising{-HUGE_VALF, -3e38F, -1.0F, -1e-45F, 0.0F,
+                                  1e-45F,     1e-38F, 1.0F,  3e38F,   HUGE_VALF};
+  for (std::size_t i = 0; i < rising.size(); ++i) {
+    const std::uint32_t key = wavekv::detail::order_key(rising[i]);
+    CHECK(wavekv::detail::from_order_key(key) == rising[i]);
+    if (i > 0) CHECK(key > wavekv::detail::order_key(rising[i - 1]));
+  }
+}
+
 TEST_CASE("for_largest equals a stable sort") {
   random_engine random(1);
-  for (const std::size_t n : {0U, 1U, 2U, 33U, 500U}) {
-    for (int kind = 0; kind < 4; ++kind) {
-      std::vector<float> values(n);
-      for (float& x : values) {
-        x = kind == 0   ? static_cast<float>(random() % 1000)
-            : kind == 1 ? static_cast<float>(random() % 3)
-            : kind == 2 ? std::exp(static_cast<float>(random() % 100) - 50.0F)
-                        : 1e-42F * static_cast<float>(random() % 5);
-      }
-      for (const std::size_t k : {std::size_t{0}, std::size_t{1}, n / 3, n / 2, n, n + 5}) {
+  for (const std::size_t n : {0U, 1U, 2U, 33U, 500U, 5000U, 20000U}) {
+    for (int kind = 0; kind < n_kinds; ++kind) {
+      const std::vector<float> values = numbers(random, n, kind);
+      const std::vector<std::size_t> order = ranked([&](std::size_t i) { return values[i]; }, n);
+      for (const std::size_t k : {std::size_t{0}, std::size_t{1}, n / 100, n / 3, n / 2, n, n + 5}) {
         std::vector<std::size_t> chosen;
-        wavekv::detail::for_largest(
-            n, k, [&](std::size_t i) { return values[i]; },
-            [&](std::size_t i) { chosen.push_back(i); });
-        std::vector<std::size_t> expected = ranked([&](std::size_t i) { return values[i]; }, n);
+        wavekv::detail::for_largest(values, k, [&](std::size_t i) { chosen.push_back(i); });
+        std::vector<std::size_t> expected = order;
         expected.resize(std::min(k, n));
         std::ranges::sort(expected);
         CHECK(chosen == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("for_largest_within takes the largest that fit, ties from the front, nothing of no value") {
+  random_engine random(15);
+  for (const std::size_t n : {0U, 1U, 2U, 33U, 500U, 5000U}) {
+    for (int kind = 0; kind < n_kinds; ++kind) {
+      const std::vector<float> values = numbers(random, n, kind);
+      std::vector<float> costs(n);
+      for (float& cost : costs) cost = static_cast<float>(1 + random() % 30);
+      const std::vector<std::size_t> order = ranked([&](std::size_t i) { return values[i]; }, n);
+      for (const bool counted : {false, true}) {
+        for (const float budget : {0.0F, 1.0F, 40.0F, 0.25F * static_cast<float>(n), 1e9F}) {
+          std::vector<std::size_t> chosen;
+          const float threshold = wavekv::detail::for_largest_within(
+              values, counted ? nullptr : costs.data(), budget,
+              [&](std::size_t i) { chosen.push_back(i); });
+          std::vector<std::size_t> expected;
+          float used = 0.0F;
+          for (const std::size_t i : order) {
+            used += counted ? 1.0F : costs[i];
+            if (!(values[i] > 0.0F) || used > budget) break;
+            expected.push_back(i);
+          }
+          std::ranges::sort(expected);
+          CHECK(chosen == expected);
+          for (std::size_t i = 0; i < n; ++i) {
+            const bool was_chosen = std::ranges::binary_search(chosen, i);
+            if (values[i] > threshold && values[i] > 0.0F) CHECK(was_chosen);
+            if (values[i] < threshold) CHECK_FALSE(was_chosen);
+          }
+        }
       }
     }
   }

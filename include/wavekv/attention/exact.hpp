@@ -36,10 +36,12 @@ inline constexpr std::size_t chunk_queries = 8;  ///< queries that share a chunk
 /// How often row r counts: once for a token, once per token for a cluster.
 struct counted_once {};
 
-template <class Sizes, scalar S>
+/// Adds up to chunk_rows rows of known logits to the states of up to chunk_queries queries.
+/// @param add_rows  add_rows(weights): adds the weighted values to the numerators, weights [n_queries, chunk_rows]
+template <class Sizes, class AddRows>
 void accumulate_chunk(const partial_softmax_view& state, const float* logits,
-                      std::size_t logits_stride, const Sizes& sizes, const S* values, std::size_t n,
-                      accumulation mode, const simd::read_ahead& then) noexcept {
+                      std::size_t logits_stride, const Sizes& sizes, std::size_t n,
+                      accumulation mode, const AddRows& add_rows) noexcept {
   constexpr bool has_sizes = !std::is_same_v<Sizes, counted_once>;
   HWY_ALIGN float weights[chunk_queries * chunk_rows];
   for (std::size_t g = 0; g < state.n_queries; ++g) {
@@ -64,28 +66,50 @@ void accumulate_chunk(const partial_softmax_view& state, const float* logits,
     }
     state.denominator[g] += sum;
   }
-  simd::add_weighted_rows(weights, state.n_queries, chunk_rows, values, n, state.value_dim,
-                          state.numerator, state.numerator_stride, then);
+  add_rows(weights);
+}
+
+/// As above, of rows that lie behind each other.
+template <class Sizes, scalar S>
+void accumulate_run(const partial_softmax_view& state, const float* logits,
+                    std::size_t logits_stride, const Sizes& sizes, const S* values, std::size_t n,
+                    accumulation mode, const simd::read_ahead& then) noexcept {
+  accumulate_chunk(state, logits, logits_stride, sizes, n, mode, [&](const float* weights) {
+    simd::add_weighted_rows(weights, state.n_queries, chunk_rows, values, n, state.value_dim,
+                            state.numerator, state.numerator_stride, then);
+  });
+}
+
+/// Calls chunk(first row, rows, first query, queries) until all rows and queries are covered.
+template <class Chunk>
+void by_chunks(std::size_t n_rows, std::size_t n_queries, const Chunk& chunk) {
+  for (std::size_t r = 0; r < n_rows; r += chunk_rows) {
+    for (std::size_t g = 0; g < n_queries; g += chunk_queries) {
+      chunk(r, std::min(chunk_rows, n_rows - r), g, std::min(chunk_queries, n_queries - g));
+    }
+  }
+}
+
+/// The sizes from row r on.
+template <class Sizes>
+Sizes sizes_from(const Sizes& sizes, std::size_t r) noexcept {
+  if constexpr (std::is_same_v<Sizes, counted_once>) {
+    return sizes;
+  } else {
+    return sizes + r;
+  }
 }
 
 template <class Sizes, scalar S>
 void accumulate_logits(const partial_softmax_view& state, const float* logits,
                        std::size_t logits_stride, const Sizes& sizes, const S* values,
-                       std::size_t n, accumulation mode) noexcept {
-  for (std::size_t r = 0; r < n; r += chunk_rows) {
-    const std::size_t n_rows = std::min(chunk_rows, n - r);
-    for (std::size_t g = 0; g < state.n_queries; g += chunk_queries) {
-      const std::size_t n_q = std::min(chunk_queries, state.n_queries - g);
-      const float* part = logits + g * logits_stride + r;
-      if constexpr (std::is_same_v<Sizes, counted_once>) {
-        accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes,
-                         values + r * state.value_dim, n_rows, mode, {n - r - n_rows, nullptr, 0});
-      } else {
-        accumulate_chunk(state.part(g, n_q), part, logits_stride, sizes + r,
-                         values + r * state.value_dim, n_rows, mode, {n - r - n_rows, nullptr, 0});
-      }
-    }
-  }
+                       std::size_t n, accumulation mode, const simd::read_ahead& then) noexcept {
+  by_chunks(n, state.n_queries,
+            [&](std::size_t r, std::size_t n_rows, std::size_t g, std::size_t n_q) {
+              accumulate_run(state.part(g, n_q), logits + g * logits_stride + r, logits_stride,
+                             sizes_from(sizes, r), values + r * state.value_dim, n_rows, mode,
+                             {n - r - n_rows + then.n_following, then.next, then.n_stream});
+            });
 }
 
 /// Scaled and softcapped logits of a run of rows.
@@ -123,18 +147,16 @@ void attend_rows(const query_rows& queries, const S* keys, const S* values, std:
   const bool is_block = static_cast<const void*>(values) == keys + n * queries.dim;
   const std::size_t n_behind = is_block ? n * state.value_dim / queries.dim : 0;
   const void* after_keys = is_block ? next : values;
-  for (std::size_t r = 0; r < n; r += detail::chunk_rows) {
-    const std::size_t n_rows = std::min(detail::chunk_rows, n - r);
-    for (std::size_t g = 0; g < queries.n; g += detail::chunk_queries) {
-      const std::size_t n_q = std::min(detail::chunk_queries, queries.n - g);
-      const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
-      detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows,
-                        {n - r - n_rows + n_behind, after_keys, n + n_behind});
-      detail::accumulate_chunk(state.part(g, n_q), logits, detail::chunk_rows,
+  detail::by_chunks(
+      n, queries.n, [&](std::size_t r, std::size_t n_rows, std::size_t g, std::size_t n_q) {
+        const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
+        detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits,
+                          detail::chunk_rows,
+                          {n - r - n_rows + n_behind, after_keys, n + n_behind});
+        detail::accumulate_run(state.part(g, n_q), logits, detail::chunk_rows,
                                detail::counted_once{}, values + r * state.value_dim, n_rows,
                                accumulation::add, {n - r - n_rows, next, n + n_behind});
-    }
-  }
+      });
 }
 
 /// @brief Adds rows whose logits are known already to the partial softmax of each query, or takes them out.
@@ -148,14 +170,33 @@ template <class Size, scalar S>
 void accumulate_rows(const float* logits, std::size_t logits_stride, const Size* sizes,
                      const S* values, std::size_t n, accumulation mode,
                      const partial_softmax_view& state) noexcept {
-  detail::accumulate_logits(state, logits, logits_stride, sizes, values, n, mode);
+  detail::accumulate_logits(state, logits, logits_stride, sizes, values, n, mode, {});
 }
 
 /// @brief As above, every row counting once.
 template <scalar S>
 void accumulate_rows(const float* logits, std::size_t logits_stride, const S* values, std::size_t n,
                      accumulation mode, const partial_softmax_view& state) noexcept {
-  detail::accumulate_logits(state, logits, logits_stride, detail::counted_once{}, values, n, mode);
+  detail::accumulate_logits(state, logits, logits_stride, detail::counted_once{}, values, n, mode,
+                            {});
+}
+
+/// @brief As above, of clusters whose mean values lie anywhere; bit for bit the same.
+/// @param values  [n] pointers to rows of value_dim elements
+template <class Size, scalar S>
+void accumulate_rows_at(const float* logits, std::size_t logits_stride, const Size* sizes,
+                        const S* const* values, std::size_t n, accumulation mode,
+                        const partial_softmax_view& state) noexcept {
+  detail::by_chunks(
+      n, state.n_queries, [&](std::size_t r, std::size_t n_rows, std::size_t g, std::size_t n_q) {
+        const partial_softmax_view part = state.part(g, n_q);
+        detail::accumulate_chunk(part, logits + g * logits_stride + r, logits_stride, sizes + r,
+                                 n_rows, mode, [&](const float* weights) {
+                                   simd::add_weighted_rows_at(
+                                       weights, n_q, detail::chunk_rows, values + r, n_rows,
+                                       part.value_dim, part.numerator, part.numerator_stride);
+                                 });
+      });
 }
 
 /// @brief Largest variance of a logit inside a cluster that an estimate corrects for: e^(variance / 2) then stays
@@ -174,16 +215,46 @@ inline float logit_variance(float squared_norm, float dispersion, float logit,
   return std::min(variance, max_logit_variance);
 }
 
+namespace detail {
+
+/// logits[r] += logit_variance / 2, for a run of clusters.
+inline void add_half_variances(float squared_norm, const float* dispersions, std::size_t n,
+                               float softcap, float* logits) noexcept {
+  namespace hn = simd::detail::hn;
+  constexpr simd::detail::float_tag d{};
+  constexpr std::size_t lanes = simd::detail::lanes;
+  if (softcap > 0.0F) {
+    for (std::size_t r = 0; r < n; ++r) {
+      logits[r] += 0.5F * logit_variance(squared_norm, dispersions[r], logits[r], softcap);
+      logits[r] = std::min(logits[r], softcap);  // no token's logit lies above, nor their mean mass
+    }
+    return;
+  }
+  const auto factor = hn::Set(d, squared_norm);
+  const auto most = hn::Set(d, max_logit_variance);
+  const auto corrected = [&](auto logit, auto dispersion) HWY_ATTR {
+    return hn::MulAdd(hn::Set(d, 0.5F), hn::Min(hn::Mul(factor, dispersion), most), logit);
+  };
+  std::size_t r = 0;
+  for (; r + lanes <= n; r += lanes)
+    hn::StoreU(corrected(hn::LoadU(d, logits + r), hn::LoadU(d, dispersions + r)), d, logits + r);
+  if (r < n)
+    simd::detail::store_first(corrected(simd::detail::load_first(logits + r, n - r),
+                                        simd::detail::load_first(dispersions + r, n - r)),
+                              logits + r, n - r);
+}
+
+}  // namespace detail
+
 /// @brief The summaries of a run of clusters.
 template <class Size, scalar S>
 struct summary_rows {
   const S* centroids = nullptr;        ///< [n, key_dim] contiguous
-  const S* value_means = nullptr;      ///< [n, value_dim] contiguous
+  const S* value_means = nullptr;      ///< [n, value_dim] contiguous; right behind the centroids they are prefetched best
   const Size* sizes = nullptr;         ///< [n] of any arithmetic type, tokens in each cluster
   const float* dispersions = nullptr;  ///< [n] variance of a key along a mean query direction
   std::size_t n = 0;                   ///< clusters
-  std::size_t n_following =
-      0;  ///< centroids that lie right behind and are read next: prefetched, too
+  const void* next = nullptr;          ///< what is read after these, or null: prefetched
 };
 
 /// @brief The logits by which clusters are estimated: s = q·c, softcapped, plus half the variance of the logit
@@ -194,19 +265,17 @@ struct summary_rows {
 /// @param logits  [n_queries, n] with logits_stride, written
 template <class Size, scalar S>
 void score_summaries(const query_rows& queries, const float* squared_norms,
-                     const summary_rows<Size, S>& summaries, float softcap, float* logits,
-                     std::size_t logits_stride) noexcept {
-  detail::score_run(queries, summaries.centroids, summaries.n, softcap, logits, logits_stride,
-                    {summaries.n_following, nullptr, 0});
+                     const summary_rows<Size, S>& summaries, std::size_t value_dim, float softcap,
+                     float* logits, std::size_t logits_stride) noexcept {
+  const std::size_t n = summaries.n;
+  const bool is_family = static_cast<const void*>(summaries.value_means) ==
+                         summaries.centroids + n * queries.dim;
+  const std::size_t n_behind = is_family ? n * value_dim / queries.dim : 0;
+  detail::score_run(queries, summaries.centroids, n, softcap, logits, logits_stride,
+                    {n_behind, summaries.next, n + n_behind});
   for (std::size_t g = 0; g < queries.n; ++g) {
-    float* row = logits + g * logits_stride;
-    for (std::size_t r = 0; r < summaries.n; ++r) {
-      row[r] += 0.5F * logit_variance(squared_norms[g], summaries.dispersions[r], row[r], softcap);
-      if (softcap > 0.0F) {
-        // No token's logit lies above it, nor does their mean mass.
-        row[r] = std::min(row[r], softcap);
-      }
-    }
+    detail::add_half_variances(squared_norms[g], summaries.dispersions, n, softcap,
+                               logits + g * logits_stride);
   }
 }
 
@@ -223,19 +292,10 @@ template <class Size, scalar S>
 void estimate_rows(const query_rows& queries, const float* squared_norms,
                    const summary_rows<Size, S>& summaries, float softcap, float* logits,
                    std::size_t logits_stride, const partial_softmax_view& state) noexcept {
-  // By chunks, so that prefetches started by the scores are not forgotten when the means are read.
-  for (std::size_t r = 0; r < summaries.n; r += detail::chunk_rows) {
-    const std::size_t n = std::min(detail::chunk_rows, summaries.n - r);
-    const summary_rows<Size, S> chunk{summaries.centroids + r * queries.dim,
-                                      summaries.value_means + r * state.value_dim,
-                                      summaries.sizes + r,
-                                      summaries.dispersions + r,
-                                      n,
-                                      summaries.n - r - n};
-    score_summaries(queries, squared_norms, chunk, softcap, logits + r, logits_stride);
-    detail::accumulate_logits(state, logits + r, logits_stride, chunk.sizes, chunk.value_means, n,
-                              accumulation::add);
-  }
+  score_summaries(queries, squared_norms, summaries, state.value_dim, softcap, logits,
+                  logits_stride);
+  detail::accumulate_logits(state, logits, logits_stride, summaries.sizes, summaries.value_means,
+                            summaries.n, accumulation::add, {0, summaries.next, 2 * summaries.n});
 }
 
 /// @brief Logits alone of a run of rows (tokens or summaries), scaled and softcapped; for planning.

@@ -37,6 +37,43 @@ HWY_INLINE float_vector exp(float_vector x) {
   return hn::IfThenZeroElse(underflow, hn::Mul(p, hn::BitCast(d, exponent)));
 }
 
+/// e^x - 1 for x >= 0, to a few units in the last place.
+HWY_INLINE float_vector expm1(float_vector x) {
+  constexpr float_tag d{};
+  // Near zero e^x - 1 cancels: there the series up to x^7.
+  auto series = hn::MulAdd(x, hn::Set(d, 1.0F / 5040.0F), hn::Set(d, 1.0F / 720.0F));
+  series = hn::MulAdd(series, x, hn::Set(d, 1.0F / 120.0F));
+  series = hn::MulAdd(series, x, hn::Set(d, 1.0F / 24.0F));
+  series = hn::MulAdd(series, x, hn::Set(d, 1.0F / 6.0F));
+  series = hn::MulAdd(series, x, hn::Set(d, 0.5F));
+  series = hn::MulAdd(hn::Mul(series, x), x, x);
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, 0.5F)), series,
+                        hn::Sub(exp(x), hn::Set(d, 1.0F)));
+}
+
+/// ln x for normal x > 0, to 1e-7 of the larger of 1 and the result. Cephes' polynomial of logf.
+HWY_INLINE float_vector log(float_vector x) {
+  constexpr float_tag d{};
+  constexpr hn::RebindToSigned<float_tag> di{};
+  // x = m · 2^e with m in [√½, √2)
+  const auto bits = hn::BitCast(di, x);
+  const auto shifted = hn::Sub(bits, hn::Set(di, 0x3F3504F3));
+  const auto e = hn::ConvertTo(d, hn::ShiftRight<23>(shifted));
+  const auto fraction = hn::Add(hn::And(shifted, hn::Set(di, 0x007F'FFFF)), hn::Set(di, 0x3F3504F3));
+  const auto f = hn::Sub(hn::BitCast(d, fraction), hn::Set(d, 1.0F));
+  const auto f2 = hn::Mul(f, f);
+  auto p = hn::MulAdd(f, hn::Set(d, 7.0376836292e-2F), hn::Set(d, -1.1514610310e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.1676998740e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, -1.2420140846e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.4249322787e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, -1.6668057665e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, 2.0000714765e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, -2.4999993993e-1F));
+  p = hn::MulAdd(p, f, hn::Set(d, 3.3333331174e-1F));
+  p = hn::NegMulAdd(hn::Set(d, 0.5F), f2, hn::Mul(hn::Mul(p, f), f2));
+  return hn::MulAdd(e, hn::Set(d, 0.693147180F), hn::Add(f, p));
+}
+
 /// tanh, to a few units in the last place.
 HWY_INLINE float_vector tanh(float_vector x) {
   constexpr float_tag d{};
@@ -106,6 +143,23 @@ inline float exp_shifted(const float* x, float* y, std::size_t n, float shift) n
 /// @brief x[i] = e^(x[i] - shift) in place; returns the sum.
 inline float exp_shifted(float* x, std::size_t n, float shift) noexcept {
   return exp_shifted(x, x, n, shift);
+}
+
+/// @brief The sum of weight[i] · e^(x[i] - shift), where exp_shifted's accuracy holds.
+inline float weighted_exp_sum(const float* x, const float* weight, std::size_t n,
+                              float shift) noexcept {
+  namespace hn = detail::hn;
+  constexpr detail::float_tag d{};
+  const auto shifts = hn::Set(d, shift);
+  auto sums = hn::Zero(d);
+  std::size_t i = 0;
+  for (; i + detail::lanes <= n; i += detail::lanes)
+    sums = hn::MulAdd(hn::LoadU(d, weight + i), detail::exp(hn::Sub(hn::LoadU(d, x + i), shifts)),
+                      sums);
+  if (i < n)  // the weights past the end are zero
+    sums = hn::MulAdd(detail::load_first(weight + i, n - i),
+                      detail::exp(hn::Sub(detail::load_first(x + i, n - i), shifts)), sums);
+  return detail::sum(sums);
 }
 
 /// @brief x[i] = cap · tanh(x[i] / cap): bounds logits to (-cap, cap). cap > 0.

@@ -74,66 +74,60 @@ namespace detail {
 template <std::size_t n_tile_rows, std::size_t n_tile_queries, scalar S>
 HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, std::size_t dim,
                            float* logits, std::size_t logits_stride, std::size_t prefetch_ahead) {
-  static_assert(n_tile_rows == 4 || n_tile_rows == 1);
   constexpr float_tag d{};
   float_vector sums[n_tile_rows][n_tile_queries];
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (std::size_t r = 0; r < n_tile_rows; ++r) {
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t g = 0; g < n_tile_queries; ++g) sums[r][g] = hn::Zero(d);
   }
   const auto step = [&](const auto& load_query, const auto& load_row, std::size_t c) HWY_ATTR {
     float_vector row[n_tile_rows];
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t r = 0; r < n_tile_rows; ++r) row[r] = load_row(rows + r * dim + c);
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t g = 0; g < n_tile_queries; ++g) {
       const float_vector query = in_register(load_query(q + g * q_stride + c));
-      HWY_UNROLL(4)
+      HWY_UNROLL(8)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
         sums[r][g] = hn::MulAdd(query, row[r], sums[r][g]);
     }
   };
+  const auto load_full = [](const auto* p) HWY_ATTR { return load(p); };
+  constexpr std::size_t line = std::max<std::size_t>(1, 64 / (lanes * sizeof(S))) * lanes;
   std::size_t c = 0;
-  for (; c + lanes <= dim; c += lanes) {
-    if (prefetch_ahead != 0 && c * sizeof(S) % 64 == 0) {  // spread out: a burst of them stalls
-      HWY_UNROLL(4)
+  for (; c + line <= dim; c += line) {
+    if (prefetch_ahead != 0) {  // a line of each row at a time: a burst of them stalls
+      HWY_UNROLL(8)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
         prefetch(ahead(rows + r * dim + c, prefetch_ahead));
     }
-    step([](const float* p) HWY_ATTR { return load(p); },
-         [](const S* p) HWY_ATTR { return load(p); }, c);
+    HWY_UNROLL(8)
+    for (std::size_t i = 0; i < line; i += lanes) step(load_full, load_full, c + i);
   }
+  for (; c + lanes <= dim; c += lanes) step(load_full, load_full, c);
   if (c < dim) {
     const std::size_t n = dim - c;
     step([n](const float* p) HWY_ATTR { return load_first(p, n); },
          [n](const S* p) HWY_ATTR { return load_first(p, n); }, c);
   }
-  if constexpr (n_tile_rows == 4) {
-    HWY_UNROLL(4)
-    for (std::size_t g = 0; g < n_tile_queries; ++g)
-      store_sums(sums[0][g], sums[1][g], sums[2][g], sums[3][g], logits + g * logits_stride);
-  } else {
-    HWY_ALIGN float of_queries[4];
-    store_sums(sums[0][0], sums[0][n_tile_queries > 1 ? 1 : 0], sums[0][n_tile_queries > 2 ? 2 : 0],
-               sums[0][n_tile_queries > 3 ? 3 : 0], of_queries);
-    for (std::size_t g = 0; g < n_tile_queries; ++g) logits[g * logits_stride] = of_queries[g];
-  }
+  store_tile(sums, logits, logits_stride);
 }
 
 /// acc[g] += sum_r w[g][r] * rows[r] for a tile of n_tile_vectors vectors of columns, sums in registers.
 /// With n_columns != 0 the tile is the last n_columns (< lanes) columns.
-template <std::size_t n_tile_vectors, std::size_t n_tile_queries, bool partial, scalar S>
-HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S* rows,
-                                  std::size_t n_rows, std::size_t dim, float* acc,
-                                  std::size_t acc_stride, std::size_t n_columns,
-                                  std::size_t prefetch_ahead) {
+/// @param row_at  row_at(r): the tile's first column of row r
+template <std::size_t n_tile_vectors, std::size_t n_tile_queries, bool partial, class RowAt>
+HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const RowAt& row_at,
+                                  std::size_t n_rows, float* acc, std::size_t acc_stride,
+                                  std::size_t n_columns, std::size_t prefetch_ahead) {
+  using S = std::remove_cvref_t<decltype(*row_at(0))>;
   static_assert(!partial || n_tile_vectors == 1);
   constexpr float_tag d{};
   float_vector sums[n_tile_queries][n_tile_vectors];
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (std::size_t g = 0; g < n_tile_queries; ++g) {
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t v = 0; v < n_tile_vectors; ++v) {
       const float* from = acc + g * acc_stride + v * lanes;
       if constexpr (partial) {
@@ -143,15 +137,16 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S*
       }
     }
   }
+  HWY_UNROLL(2)
   for (std::size_t r = 0; r < n_rows; ++r) {
-    const S* row = rows + r * dim;
+    const S* row = row_at(r);
     if (prefetch_ahead != 0) {
-      HWY_UNROLL(4)
+      HWY_UNROLL(8)
       for (std::size_t b = 0; b < n_tile_vectors * lanes * sizeof(S); b += 64)
         prefetch(ahead(row, prefetch_ahead + b));
     }
     float_vector values[n_tile_vectors];
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t v = 0; v < n_tile_vectors; ++v) {
       if constexpr (partial) {
         values[v] = load_first(row, n_columns);
@@ -159,17 +154,17 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S*
         values[v] = load(row + v * lanes);
       }
     }
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t g = 0; g < n_tile_queries; ++g) {
       const float_vector weight = in_register(hn::Set(d, w[g * w_stride + r]));
-      HWY_UNROLL(4)
+      HWY_UNROLL(8)
       for (std::size_t v = 0; v < n_tile_vectors; ++v)
         sums[g][v] = hn::MulAdd(weight, values[v], sums[g][v]);
     }
   }
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (std::size_t g = 0; g < n_tile_queries; ++g) {
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t v = 0; v < n_tile_vectors; ++v) {
       float* to = acc + g * acc_stride + v * lanes;
       if constexpr (partial) {
@@ -181,31 +176,32 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const S*
   }
 }
 
-/// All columns of one chunk of rows, for n_tile_queries queries.
-template <std::size_t n_tile_queries, scalar S>
-HWY_INLINE void add_weighted_chunk(const float* w, std::size_t w_stride, const S* rows,
+/// All columns of a chunk of rows that lie wherever row_at(r) says, for n_tile_queries queries.
+template <std::size_t n_tile_queries, class RowAt>
+HWY_INLINE void add_weighted_chunk(const float* w, std::size_t w_stride, const RowAt& row_at,
                                    std::size_t n_rows, std::size_t dim, float* acc,
                                    std::size_t acc_stride, std::size_t ahead) {
   constexpr std::size_t n_vectors = n_registers == 32 ? 4 : 2;
   std::size_t c = 0;
+  const auto at_column = [&] { return [&row_at, c](std::size_t r) { return row_at(r) + c; }; };
 #if WAVEKV_BF16_PRODUCTS
-  if constexpr (std::is_same_v<S, bf16>) {
+  if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*row_at(0))>, bf16>) {
     if (dim >= n_vectors * lanes) {
       const split_weights weights(w, n_tile_queries, w_stride, n_rows);
       for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
-        add_weighted_tile_bf16<n_tile_queries>(weights, rows + c, n_rows, dim, acc + c, acc_stride,
+        add_weighted_tile_bf16<n_tile_queries>(weights, at_column(), n_rows, acc + c, acc_stride,
                                                ahead);
     }
   }
 #endif
   for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
-    add_weighted_tile<n_vectors, n_tile_queries, false>(w, w_stride, rows + c, n_rows, dim, acc + c,
+    add_weighted_tile<n_vectors, n_tile_queries, false>(w, w_stride, at_column(), n_rows, acc + c,
                                                         acc_stride, 0, ahead);
   for (; c + lanes <= dim; c += lanes)
-    add_weighted_tile<1, n_tile_queries, false>(w, w_stride, rows + c, n_rows, dim, acc + c,
+    add_weighted_tile<1, n_tile_queries, false>(w, w_stride, at_column(), n_rows, acc + c,
                                                 acc_stride, 0, ahead);
   if (c < dim)
-    add_weighted_tile<1, n_tile_queries, true>(w, w_stride, rows + c, n_rows, dim, acc + c,
+    add_weighted_tile<1, n_tile_queries, true>(w, w_stride, at_column(), n_rows, acc + c,
                                                acc_stride, dim - c, ahead);
 }
 
@@ -227,19 +223,23 @@ template <scalar S, class Tile>
 HWY_INLINE void score_tiles(std::size_t n_q, const S* rows, std::size_t n_rows, std::size_t dim,
                             float* logits, std::size_t logits_stride, const read_ahead& then,
                             const Tile& tile) {
+  constexpr std::size_t walked = 8;  // rows whose successors are asked for together
   const std::size_t row_bytes = dim * sizeof(S);
-  std::size_t r = 0;
-  for (; r + 4 <= n_rows; r += 4) {
-    const std::size_t distance = prefetch_distance(rows, row_bytes, r, 4, n_rows, then);
+  for (std::size_t r = 0; r < n_rows; r += walked) {
+    const std::size_t n = std::min(walked, n_rows - r);
+    const std::size_t distance = prefetch_distance(rows, row_bytes, r, n, n_rows, then);
     by_query_tiles(n_q, [&](auto size, std::size_t g) {
-      tile(std::integral_constant<std::size_t, 4>{}, size, g, rows + r * dim, dim,
-           logits + g * logits_stride + r, logits_stride, g == 0 ? distance : 0);
-    });
-  }
-  for (; r < n_rows; ++r) {
-    by_query_tiles(n_q, [&](auto size, std::size_t g) {
-      tile(std::integral_constant<std::size_t, 1>{}, size, g, rows + r * dim, dim,
-           logits + g * logits_stride + r, logits_stride, std::size_t{0});
+      constexpr std::size_t together = std::min(walked, tile_rows<decltype(size)::value>);
+      const S* row = rows + r * dim;
+      float* to = logits + g * logits_stride + r;
+      const std::size_t asked = g == 0 ? distance : 0;
+      std::size_t i = 0;
+      for (; i + together <= n; i += together)
+        tile(std::integral_constant<std::size_t, together>{}, size, g, row + i * dim, dim, to + i,
+             logits_stride, asked);
+      for (; i < n; ++i)
+        tile(std::integral_constant<std::size_t, 1>{}, size, g, row + i * dim, dim, to + i,
+             logits_stride, asked);
     });
   }
 }
@@ -299,12 +299,28 @@ void add_weighted_rows(const float* w, std::size_t n_q, std::size_t w_stride, co
   for (std::size_t r = 0; r < n_rows; r += chunk) {
     const std::size_t n = std::min(chunk, n_rows - r);
     const std::size_t distance = detail::prefetch_distance(rows, row_bytes, r, n, n_rows, then);
+    const auto row_at = [first = rows + r * dim, dim](std::size_t i) { return first + i * dim; };
     detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
-      detail::add_weighted_chunk<decltype(size)::value>(
-          w + g * w_stride + r, w_stride, rows + r * dim, n, dim, acc + g * acc_stride, acc_stride,
-          g == 0 ? distance : 0);
+      detail::add_weighted_chunk<decltype(size)::value>(w + g * w_stride + r, w_stride, row_at, n,
+                                                        dim, acc + g * acc_stride, acc_stride,
+                                                        g == 0 ? distance : 0);
     });
   }
+}
+
+/// @brief Weighted sums of rows that lie anywhere: acc[g] += sum over r of w[g * w_stride + r] · rows[r][].
+///
+/// As add_weighted_rows, bit for bit, where the rows lie behind each other. Allocates nothing.
+/// @param rows  [n_rows] pointers to rows of dim elements; n_rows at most row_tuning::max_chunk_rows
+template <scalar S>
+void add_weighted_rows_at(const float* w, std::size_t n_q, std::size_t w_stride,
+                          const S* const* rows, std::size_t n_rows, std::size_t dim, float* acc,
+                          std::size_t acc_stride) noexcept {
+  detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
+    detail::add_weighted_chunk<decltype(size)::value>(
+        w + g * w_stride, w_stride, [rows](std::size_t r) { return rows[r]; }, n_rows, dim,
+        acc + g * acc_stride, acc_stride, 0);
+  });
 }
 
 }  // namespace wavekv::simd

@@ -3,6 +3,7 @@
 
 #include <wavekv/cpu/elementwise.hpp>
 #include <wavekv/cpu/rows.hpp>
+#include <wavekv/cpu/thresholds.hpp>
 #include <wavekv/cpu/tile_product.hpp>
 
 /// @file simd.hpp

@@ -207,7 +207,7 @@ class error_sampler {
       const T* mean = state.value_mean[column];
       const float* tilt = search.leaning().tilt(level, g);
       const float dispersion =
-          search.leaning().followed_dispersion(level, g, state.dispersion[column]);
+          std::min(state.dispersion[column], search.leaning().most_dispersion(level, g));
       for (std::size_t i = 0; i < input.value_dim; ++i) {
         const float tilted = tilt == nullptr ? 0.0F : dispersion * tilt[i];
         sum[i] += exact * (to_float(value[i]) - output[i]) -

@@ -52,8 +52,7 @@ struct frontier {
     return {error_data + g * n_nodes, n_nodes};
   }
 
-  /// @brief How near to query head g the nearest token of each node is expected to lie: e to its expected logit, up to
-  /// a factor common to all nodes of the head.
+  /// @brief How near to query head g the nearest token of each node is expected to lie: its expected logit, of any sign.
   [[nodiscard]] std::span<const float> nearness(std::size_t g) const noexcept {
     return {nearness_data + g * n_nodes, n_nodes};
   }

@@ -187,8 +187,20 @@ class group_search {
     }
     const std::size_t s = part - n_steady_parts_;
     const std::size_t level = n_levels_ - 1;
-    const std::uint32_t n_nodes = input_.segments[s]->head(input_.head).levels[level].n_nodes;
-    score_family<Accumulate>(part, level, 0, n_nodes, levels_[level].offset[s]);
+    const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
+    const bool last = s + 1 == input_.segments.size();
+    const void* next = last ? nullptr : input_.segments[s + 1]->head(input_.head).levels[level].rows;
+    const summary_rows<float, T> family = enter_family(part, level, 0, tree.n_nodes, levels_[level].offset[s]);
+    const summary_rows<float, T> summaries{family.centroids, family.value_means, family.sizes, family.dispersions, family.n, next};
+    level_type& state = levels_[level];
+    float* logits = state.logits.data() + state.offset[s];
+    if constexpr (Accumulate) {
+      estimate_rows(queries(), leaning_.variances(level), summaries, input_.softcap, logits,
+                    state.n_nodes, partial(part));
+    } else {
+      score_summaries(queries(), leaning_.variances(level), summaries, input_.value_dim,
+                      input_.softcap, logits, state.n_nodes);
+    }
   }
 
   /// @brief Asks the bound about one level's frontier and lays out the next one.
@@ -201,10 +213,11 @@ class group_search {
           view_partial(merged_.data(), input_.group_size, input_.value_dim);
       merge_parts(so_far);
       planner_.plan(level, state, so_far, bound, leaning_);
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        stats_.clusters_estimated += state.zones[i] == zone::estimation ? 1 : 0;
-        stats_.clusters_dropped += state.zones[i] == zone::dropped ? 1 : 0;
-      }
+      const std::span<const zone> zones(state.zones.data(), state.n_nodes);
+      stats_.clusters_estimated +=
+          static_cast<std::uint64_t>(std::ranges::count(zones, zone::estimation));
+      stats_.clusters_dropped +=
+          static_cast<std::uint64_t>(std::ranges::count(zones, zone::dropped));
     }
     close(level);
   }
@@ -219,14 +232,25 @@ class group_search {
     const level_type& state = levels_[level];
     correct_estimates<Accumulate>(part, level);
     const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
-    std::size_t column = levels_[level - 1].offset[s];
-    for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
-      if (state.zones[i] == zone::retrieval) {
-        const std::uint32_t first = tree.first_child[state.node[i]];
-        const std::uint32_t last = tree.first_child[state.node[i] + 1];
-        score_family<Accumulate>(part, level - 1, first, last, column);
-        column += last - first;
+    level_type& below = levels_[level - 1];
+    const std::size_t first_column = below.offset[s];
+    std::size_t column = first_column;
+    for (std::size_t i = next_opened(state, s, state.offset[s]); i < state.offset[s + 1];) {
+      const std::uint32_t first = tree.first_child[state.node[i]];
+      const std::uint32_t last = tree.first_child[state.node[i] + 1];
+      summary_rows<float, T> family = enter_family(part, level - 1, first, last, column);
+      i = next_opened(state, s, i + 1);
+      if (i < state.offset[s + 1]) {
+        family.next = prefetch_family(s, level - 1, tree.first_child[state.node[i]]);
       }
+      score_summaries(queries(), leaning_.variances(level - 1), family, input_.value_dim,
+                      input_.softcap, below.logits.data() + column, below.n_nodes);
+      column += family.n;
+    }
+    if constexpr (Accumulate) {  // all of the part's families at once: they are in cache
+      accumulate_rows_at(below.logits.data() + first_column, below.n_nodes,
+                         below.size.data() + first_column, below.value_mean.data() + first_column,
+                         column - first_column, accumulation::add, partial(part));
     }
   }
 
@@ -354,26 +378,32 @@ class group_search {
     stats.bytes_moved += counts.bytes_moved;
   }
 
-  // Scores the family [first, last) of one level into the frontier's columns from `column` on.
-  template <bool Accumulate>
-  void score_family(std::size_t part, std::size_t level, std::uint32_t first, std::uint32_t last,
-                    std::size_t column) {
+  // The next node from column i on that the plan opened; the end of the segment's columns if there is none.
+  static std::size_t next_opened(const level_type& state, std::size_t s, std::size_t i) noexcept {
+    while (i < state.offset[s + 1] && state.zones[i] != zone::retrieval) {
+      ++i;
+    }
+    return i;
+  }
+
+  // Asks for what lies beside the rows of a family; its rows follow those that are being read.
+  const void* prefetch_family(std::size_t s, std::size_t level, std::uint32_t first) const noexcept {
+    const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
+    simd::detail::prefetch(tree.size + first);
+    simd::detail::prefetch(tree.dispersion + first);
+    simd::detail::prefetch(tree.first_child + first);
+    return tree.rows + first * (input_.key_dim + input_.value_dim);
+  }
+
+  // Enters the family [first, last) of one level into the frontier's columns from `column` on, all but its logits.
+  summary_rows<float, T> enter_family(std::size_t part, std::size_t level, std::uint32_t first,
+                                      std::uint32_t last, std::size_t column) {
     level_type& state = levels_[level];
     const tree_level<T>& tree =
         input_.segments[part - n_steady_parts_]->head(input_.head).levels[level];
     const std::size_t n = last - first;
     const T* centroids = tree.rows + first * (input_.key_dim + input_.value_dim);
     const T* value_means = centroids + n * input_.key_dim;
-    float* logits = state.logits.data() + column;
-    const summary_rows<float, T> summaries{
-        centroids, value_means, tree.size + first, tree.dispersion + first, n, 0};
-    if constexpr (Accumulate) {
-      estimate_rows(queries(), leaning_.variances(level), summaries, input_.softcap, logits,
-                    state.n_nodes, partial(part));
-    } else {
-      score_summaries(queries(), leaning_.variances(level), summaries, input_.softcap, logits,
-                      state.n_nodes);
-    }
     for (std::size_t i = 0; i < n; ++i) {
       state.node[column + i] = first + static_cast<std::uint32_t>(i);
       state.value_mean[column + i] = value_means + i * input_.value_dim;
@@ -382,6 +412,7 @@ class group_search {
     }
     part_stats_[part].summaries_read += n;
     part_stats_[part].bytes_read += n * (row_bytes() + 2 * sizeof(float));
+    return {centroids, value_means, tree.size + first, tree.dispersion + first, n, nullptr};
   }
 
   // Lays out the frontier below: the children of all opened nodes, in segment order.
@@ -412,13 +443,30 @@ class group_search {
     const level_type& state = levels_[level];
     const partial_softmax_view sum = partial(part);
     constexpr zone wanted = Accumulated ? zone::retrieval : zone::estimation;
-    for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
-      if (state.zones[i] != wanted) {
-        continue;
+    constexpr accumulation mode = Accumulated ? accumulation::subtract : accumulation::add;
+    for (std::size_t i = state.offset[s]; i < state.offset[s + 1];) {
+      std::array<const T*, detail::chunk_rows> values;
+      std::array<std::size_t, detail::chunk_rows> column;
+      std::array<float, detail::chunk_rows> size;
+      std::size_t n = 0;
+      for (; i < state.offset[s + 1] && n < detail::chunk_rows; ++i) {
+        values[n] = state.value_mean[i];
+        size[n] = state.size[i];
+        column[n] = i;
+        n += state.zones[i] == wanted ? 1 : 0;
       }
-      accumulate_rows(state.logits.data() + i, state.n_nodes, state.size.data() + i,
-                      state.value_mean[i], 1,
-                      Accumulated ? accumulation::subtract : accumulation::add, sum);
+      for (std::size_t g = 0; n > 0 && g < input_.group_size; g += detail::chunk_queries) {
+        const std::size_t n_q = std::min(detail::chunk_queries, input_.group_size - g);
+        std::array<float, detail::chunk_queries * detail::chunk_rows> logits;
+        for (std::size_t q = 0; q < n_q; ++q) {
+          const float* row = state.logits.data() + (g + q) * state.n_nodes;
+          for (std::size_t r = 0; r < n; ++r) {
+            logits[q * detail::chunk_rows + r] = row[column[r]];
+          }
+        }
+        accumulate_rows_at(logits.data(), detail::chunk_rows, size.data(), values.data(), n, mode,
+                           sum.part(g, n_q));
+      }
     }
   }
 

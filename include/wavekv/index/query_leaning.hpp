@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 #include <wavekv/attention/exact.hpp>
@@ -77,12 +78,11 @@ class query_leaning {
     return tilted_[level] ? rows_.data() + (level * group_size_ + g) * width_ + key_dim_ : nullptr;
   }
 
-  /// @brief The dispersion as far as an estimate follows it: where the variance is cut off for the mass, it is for
+  /// @brief The most dispersion that an estimate follows: where the variance is cut off for the mass, it is for
   /// the value, too. A tilt of second order extrapolates far outside of the node's values otherwise.
-  [[nodiscard]] float followed_dispersion(std::size_t level, std::size_t g,
-                                          float dispersion) const noexcept {
+  [[nodiscard]] float most_dispersion(std::size_t level, std::size_t g) const noexcept {
     const float variance = variances(level)[g];
-    return variance * dispersion > max_logit_variance ? max_logit_variance / variance : dispersion;
+    return variance > 0.0F ? max_logit_variance / variance : std::numeric_limits<float>::max();
   }
 
   /// @brief Books what a level's estimates hold together: the sum of share · followed dispersion, and the log

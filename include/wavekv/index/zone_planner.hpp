@@ -11,6 +11,7 @@
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/frontier.hpp>
 #include <wavekv/index/frontier_level.hpp>
+#include <wavekv/index/node_pricing.hpp>
 #include <wavekv/index/query_leaning.hpp>
 #include <wavekv/index/search_limits.hpp>
 
@@ -18,40 +19,6 @@
 /// @brief What a frontier's nodes weigh and how far their estimates may err; asks the bound for their zones.
 
 namespace wavekv {
-
-/// @brief Largest variance of a logit inside a node that errors are predicted from: e^variance stays finite.
-inline constexpr float max_expected_variance = 24.0F;
-
-/// @brief Variance of a logit inside a node, as errors are predicted from it.
-///
-/// Under a softcap the centroid may be saturated where the tokens are not: the slope at the centroid, which
-/// the estimate itself uses, would then promise an estimate without error. Capped logits lie in [-cap, cap],
-/// and so does their variance below cap² (Popoviciu). Otherwise the limit lies well above that of the
-/// estimate's own correction: what the correction leaves out is an error to expect.
-/// @param variance  per unit of dispersion: see query_leaning
-inline float expected_variance(float variance, float dispersion, float softcap) noexcept {
-  const float expected = std::min(variance * dispersion, max_expected_variance);
-  return softcap > 0.0F ? std::min(expected, softcap * softcap) : expected;
-}
-
-/// @brief Expected error of an estimate relative to the node's mass: the scatter of a mean of `size` log-normal
-/// weights, and half the bias that the variance's correction takes away, for what it leaves of it.
-inline float expected_error(float variance, float size) noexcept {
-  const float scatter = std::expm1(variance) / size;
-  const float bias = 0.5F * std::expm1(0.5F * variance);
-  return std::sqrt(scatter + bias * bias);
-}
-
-/// @brief Largest logit to be expected among `size` tokens whose logits are normally distributed: the mean plus
-/// σ·√(2·ln size) (the leading term of extreme value theory).
-///
-/// A lone needle in a node moves the node's mean little; how far its tokens reach tells more about where to look.
-/// Measured on the example model, 32,768 tokens, 400 needles: ranking by the mean lost 7, by this 2 (README).
-/// @param logit  that of the estimate, half the variance included
-inline float expected_largest_logit(float logit, float variance, float size) noexcept {
-  const float mean = logit - 0.5F * std::min(variance, max_logit_variance);
-  return mean + std::sqrt(2.0F * variance * std::log(std::max(size, 1.0F)));
-}
 
 /// @brief The plan stage of one search: shares and expected errors per query head, the bound's verdict, and the books
 /// of what stays unread. Reused from step to step.
@@ -153,48 +120,42 @@ class zone_planner {
   template <class T>
   static float log_sum(float start, const frontier_level<T>& state, std::size_t g) {
     const float* logits = state.logits.data() + g * state.n_nodes;
-    float largest = start;
-    for (std::size_t i = 0; i < state.n_nodes; ++i) {
-      largest = std::max(largest, logits[i]);
-    }
-    double sum = std::exp(static_cast<double>(start) - static_cast<double>(largest));
-    for (std::size_t i = 0; i < state.n_nodes; ++i) {
-      sum += static_cast<double>(state.size[i] * std::exp(logits[i] - largest));
-    }
-    return largest + static_cast<float>(std::log(sum));
+    const float largest = std::max(start, simd::reduce_max(logits, state.n_nodes));
+    const float others = std::exp(start - largest);
+    return largest + std::log(others + simd::weighted_exp_sum(logits, state.size.data(),
+                                                              state.n_nodes, largest));
   }
 
   template <class Ranking, class T>
   void fill_shares(std::size_t level, frontier_level<T>& state, const query_leaning& leaning) {
+    const std::size_t n = state.n_nodes;
     for (std::size_t g = 0; g < facts_.group_size; ++g) {
-      const float* logits = state.logits.data() + g * state.n_nodes;
-      float* share = state.share.data() + g * state.n_nodes;
-      float* error = state.error.data() + g * state.n_nodes;
-      float* nearness = state.nearness.data() + g * state.n_nodes;
-      const float along_query = leaning.variances(level)[g];
+      head_prices head;
+      head.logits = state.logits.data() + g * n;
+      head.variance = leaning.variances(level)[g];
+      head.log_normalizer = log_normalizer_[g];
       // How long a value's deviation is beside the output it disturbs; an output of length zero is
       // measured by the values themselves.
-      const float relative = output_norm_[g] > 1e-6F * facts_.value_spread
-                                 ? facts_.value_spread / output_norm_[g]
-                                 : 1.0F;
-      // Scores only rank: measured from the largest estimate, they stay finite for any query.
-      float largest_logit = logits[0];
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        largest_logit = std::max(largest_logit, logits[i]);
-      }
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        const float variance = expected_variance(along_query, state.dispersion[i], facts_.softcap);
-        share[i] = state.size[i] * std::exp(logits[i] - log_normalizer_[g]);
-        nearness[i] =
-            std::exp(expected_largest_logit(logits[i], variance, state.size[i]) - largest_logit);
-        error[i] = relative * share[i] * expected_error(variance, state.size[i]);
-      }
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        state.ranked_share[i] =
-            g == 0 ? share[i] : Ranking::combine(state.ranked_share[i], share[i]);
-        state.ranked_error[i] =
-            g == 0 ? error[i] : Ranking::combine(state.ranked_error[i], error[i]);
-      }
+      head.relative = output_norm_[g] > 1e-6F * facts_.value_spread
+                          ? facts_.value_spread / output_norm_[g]
+                          : 1.0F;
+      head.share = state.share.data() + g * n;
+      head.error = state.error.data() + g * n;
+      head.nearness = state.nearness.data() + g * n;
+      price_nodes(state.size.data(), state.dispersion.data(), n, facts_.softcap, head);
+      rank<Ranking>(g, head.share, n, state.ranked_share.data());
+      rank<Ranking>(g, head.error, n, state.ranked_error.data());
+    }
+  }
+
+  template <class Ranking>
+  static void rank(std::size_t g, const float* of_head, std::size_t n, float* ranked) {
+    if (g == 0) {
+      std::copy_n(of_head, n, ranked);
+      return;
+    }
+    for (std::size_t i = 0; i < n; ++i) {
+      ranked[i] = Ranking::combine(ranked[i], of_head[i]);
     }
   }
 
@@ -202,18 +163,13 @@ class zone_planner {
   template <class T>
   void settle(std::size_t level, const frontier_level<T>& state, query_leaning& leaning) {
     for (std::size_t g = 0; g < facts_.group_size; ++g) {
-      const float* error = state.error.data() + g * state.n_nodes;
-      const float* share = state.share.data() + g * state.n_nodes;
-      float tilted = 0.0F;
-      for (std::size_t i = 0; i < state.n_nodes; ++i) {
-        if (state.zones[i] == zone::estimation) {
-          settled_[g] += static_cast<double>(error[i]) * static_cast<double>(error[i]);
-          tilted += share[i] * leaning.followed_dispersion(level, g, state.dispersion[i]);
-        } else if (state.zones[i] == zone::dropped) {
-          dropped_[g] += share[i];
-        }
-      }
-      leaning.book(level, g, tilted, log_normalizer_[g]);
+      const settled_nodes sums =
+          settle_nodes(state.zones.data(), state.dispersion.data(), state.n_nodes,
+                       state.share.data() + g * state.n_nodes,
+                       state.error.data() + g * state.n_nodes, leaning.most_dispersion(level, g));
+      settled_[g] += static_cast<double>(sums.squared_error);
+      dropped_[g] += sums.dropped_share;
+      leaning.book(level, g, sums.followed_dispersion, log_normalizer_[g]);
     }
   }
 

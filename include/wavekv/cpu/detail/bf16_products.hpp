@@ -91,22 +91,22 @@ HWY_INLINE void score_tile_bf16(const std::uint16_t* q, const bf16* rows, std::s
                                 std::size_t prefetch_ahead) {
   const auto* bits = reinterpret_cast<const std::uint16_t*>(rows);
   __m512 sums[n_tile_rows][n_tile_queries];
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (std::size_t r = 0; r < n_tile_rows; ++r) {
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t g = 0; g < n_tile_queries; ++g) sums[r][g] = _mm512_setzero_ps();
   }
   const auto step = [&](const auto& load_row, std::size_t c) HWY_ATTR {
     __m512i row[n_tile_rows];
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t r = 0; r < n_tile_rows; ++r) row[r] = load_row(bits + r * dim + c);
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t g = 0; g < n_tile_queries; ++g) {
       HWY_UNROLL(2)
       for (std::size_t term = 0; term < 2; ++term) {
         const __m512i query = pinned(_mm512_load_si512(q + g * split_queries::query_stride +
                                                        term * split_queries::max_dim + c));
-        HWY_UNROLL(4)
+        HWY_UNROLL(8)
         for (std::size_t r = 0; r < n_tile_rows; ++r)
           sums[r][g] = add_products(sums[r][g], row[r], query);
       }
@@ -115,7 +115,7 @@ HWY_INLINE void score_tile_bf16(const std::uint16_t* q, const bf16* rows, std::s
   std::size_t c = 0;
   for (; c + pair_lanes <= dim; c += pair_lanes) {
     if (prefetch_ahead != 0) {
-      HWY_UNROLL(4)
+      HWY_UNROLL(8)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
         prefetch(ahead(bits + r * dim + c, prefetch_ahead));
     }
@@ -125,19 +125,13 @@ HWY_INLINE void score_tile_bf16(const std::uint16_t* q, const bf16* rows, std::s
     const auto mask = static_cast<__mmask32>((1U << (dim - c)) - 1U);
     step([mask](const std::uint16_t* p) HWY_ATTR { return _mm512_maskz_loadu_epi16(mask, p); }, c);
   }
-  const auto as_vector = [](__m512 v) HWY_ATTR { return float_vector{v}; };
-  if constexpr (n_tile_rows == 4) {
-    HWY_UNROLL(4)
-    for (std::size_t g = 0; g < n_tile_queries; ++g)
-      store_sums(as_vector(sums[0][g]), as_vector(sums[1][g]), as_vector(sums[2][g]),
-                 as_vector(sums[3][g]), logits + g * logits_stride);
-  } else {
-    HWY_ALIGN float of_queries[4];
-    store_sums(as_vector(sums[0][0]), as_vector(sums[0][n_tile_queries > 1 ? 1 : 0]),
-               as_vector(sums[0][n_tile_queries > 2 ? 2 : 0]),
-               as_vector(sums[0][n_tile_queries > 3 ? 3 : 0]), of_queries);
-    for (std::size_t g = 0; g < n_tile_queries; ++g) logits[g * logits_stride] = of_queries[g];
+  float_vector vectors[n_tile_rows][n_tile_queries];
+  HWY_UNROLL(8)
+  for (std::size_t r = 0; r < n_tile_rows; ++r) {
+    HWY_UNROLL(8)
+    for (std::size_t g = 0; g < n_tile_queries; ++g) vectors[r][g] = float_vector{sums[r][g]};
   }
+  store_tile(vectors, logits, logits_stride);
 }
 
 /// Weights of a chunk of rows as bf16 terms, on the stack: the high term in the lower half of a word.
@@ -172,9 +166,10 @@ class split_weights {
 
 /// As add_weighted_tile over 64 columns. A value times both terms of its weight is one instruction, so that
 /// rows are still added one after the other.
-template <std::size_t n_tile_queries>
-HWY_INLINE void add_weighted_tile_bf16(const split_weights& w, const bf16* rows, std::size_t n_rows,
-                                       std::size_t dim, float* acc, std::size_t acc_stride,
+/// @param row_at  row_at(r): the tile's first column of row r
+template <std::size_t n_tile_queries, class RowAt>
+HWY_INLINE void add_weighted_tile_bf16(const split_weights& w, const RowAt& row_at,
+                                       std::size_t n_rows, float* acc, std::size_t acc_stride,
                                        std::size_t prefetch_ahead) {
   alignas(64) static constexpr std::uint16_t twice[2][32] = {
       {0, 0, 1, 1, 2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
@@ -183,16 +178,15 @@ HWY_INLINE void add_weighted_tile_bf16(const split_weights& w, const bf16* rows,
        24, 24, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31}};
   const __m512i first_half = _mm512_load_si512(twice[0]);
   const __m512i second_half = _mm512_load_si512(twice[1]);
-  const auto* bits = reinterpret_cast<const std::uint16_t*>(rows);
   __m512 sums[n_tile_queries][4];
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (std::size_t g = 0; g < n_tile_queries; ++g) {
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t v = 0; v < 4; ++v)
       sums[g][v] = _mm512_loadu_ps(acc + g * acc_stride + v * lanes);
   }
   for (std::size_t r = 0; r < n_rows; ++r) {
-    const std::uint16_t* row = bits + r * dim;
+    const auto* row = reinterpret_cast<const std::uint16_t*>(row_at(r));
     if (prefetch_ahead != 0) {
       prefetch(ahead(row, prefetch_ahead));
       prefetch(ahead(row + pair_lanes, prefetch_ahead));
@@ -202,16 +196,16 @@ HWY_INLINE void add_weighted_tile_bf16(const split_weights& w, const bf16* rows,
     const __m512i values[4] = {
         _mm512_permutexvar_epi16(first_half, left), _mm512_permutexvar_epi16(second_half, left),
         _mm512_permutexvar_epi16(first_half, right), _mm512_permutexvar_epi16(second_half, right)};
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t g = 0; g < n_tile_queries; ++g) {
       const __m512i weight = pinned(w(g, r));
-      HWY_UNROLL(4)
+      HWY_UNROLL(8)
       for (std::size_t v = 0; v < 4; ++v) sums[g][v] = add_products(sums[g][v], values[v], weight);
     }
   }
-  HWY_UNROLL(4)
+  HWY_UNROLL(8)
   for (std::size_t g = 0; g < n_tile_queries; ++g) {
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (std::size_t v = 0; v < 4; ++v)
       _mm512_storeu_ps(acc + g * acc_stride + v * lanes, sums[g][v]);
   }

@@ -84,12 +84,29 @@ HWY_INLINE float_vector widen(hn::Vec<half_tag> bits) {
   }
 }
 
+#if HWY_TARGET == HWY_AVX2
+/// Eight bf16 as floats, each moved into the upper half of its word by one shuffle of bytes: the load itself puts
+/// them into both halves of the vector. Widening and shifting takes two instructions on the units that multiply.
+HWY_INLINE float_vector load_bf16(const bf16* from) {
+  alignas(32) static constexpr std::uint8_t places[32] = {
+      0x80, 0x80, 0, 1, 0x80, 0x80, 2,  3,  0x80, 0x80, 4,  5,  0x80, 0x80, 6,  7,
+      0x80, 0x80, 8, 9, 0x80, 0x80, 10, 11, 0x80, 0x80, 12, 13, 0x80, 0x80, 14, 15};
+  constexpr hn::Repartition<std::uint8_t, float_tag> bytes{};
+  const auto both = hn::LoadDup128(bytes, reinterpret_cast<const std::uint8_t*>(from));
+  return hn::BitCast(float_tag{}, hn::TableLookupBytesOr0(both, hn::Load(bytes, places)));
+}
+#endif
+
 /// A full vector of stored scalars, as floats. No alignment promise.
 template <scalar S>
 HWY_INLINE float_vector load(const S* from) {
   constexpr float_tag d{};
   if constexpr (std::is_same_v<S, float>) {
     return hn::LoadU(d, from);
+#if HWY_TARGET == HWY_AVX2
+  } else if constexpr (std::is_same_v<S, bf16>) {
+    return load_bf16(from);
+#endif
   } else if constexpr (is_16_bit<S>) {
     return widen<S>(hn::LoadU(half_tag{}, reinterpret_cast<const std::uint16_t*>(from)));
   } else {
@@ -172,6 +189,37 @@ HWY_INLINE float sum(float_vector v) {
   HWY_ALIGN float sums[4];
   store_sums(v, v, v, v, sums);
   return sums[0];
+}
+
+/// Rows that are scored against a tile of queries together: enough sums to hide the latency of a multiply-add, few
+/// enough to stay in registers.
+template <std::size_t n_tile_queries>
+inline constexpr std::size_t tile_rows = (n_registers == 32 ? 16 : 8) / n_tile_queries;
+
+/// Stores the sums over the lanes of a tile's vectors.
+template <std::size_t n_tile_rows, std::size_t n_tile_queries>
+HWY_INLINE void store_tile(const float_vector (&sums)[n_tile_rows][n_tile_queries], float* logits,
+                           std::size_t logits_stride) {
+  if constexpr (n_tile_rows % 4 == 0) {
+    HWY_UNROLL(8)
+    for (std::size_t g = 0; g < n_tile_queries; ++g) {
+      HWY_UNROLL(8)
+      for (std::size_t r = 0; r < n_tile_rows; r += 4)
+        store_sums(sums[r][g], sums[r + 1][g], sums[r + 2][g], sums[r + 3][g],
+                   logits + g * logits_stride + r);
+    }
+  } else {
+    HWY_ALIGN float of_queries[4];
+    HWY_UNROLL(8)
+    for (std::size_t r = 0; r < n_tile_rows; ++r) {
+      store_sums(sums[r][0], sums[r][n_tile_queries > 1 ? 1 : 0],
+                 sums[r][n_tile_queries > 2 ? 2 : 0], sums[r][n_tile_queries > 3 ? 3 : 0],
+                 of_queries);
+      HWY_UNROLL(8)
+      for (std::size_t g = 0; g < n_tile_queries; ++g)
+        logits[g * logits_stride + r] = of_queries[g];
+    }
+  }
 }
 
 /// Keeps a vector that several multiply-adds use in a register. Left alone, g++ 12 folds its load into each

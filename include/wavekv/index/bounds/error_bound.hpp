@@ -2,13 +2,14 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include <wavekv/core/errors.hpp>
+#include <wavekv/cpu/simd.hpp>
 #include <wavekv/index/detail/select.hpp>
 #include <wavekv/index/frontier.hpp>
 
@@ -43,6 +44,10 @@ struct error_bound {
   /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
   float floor_read = 0.01F;
 
+  /// @brief Up to here the fractions above hold; beyond, what they allow grows as a power of the index's tokens only.
+  std::size_t full_tokens = 32768;
+  float exponent = 0.5F;
+
   /// @brief Checks every member.  @throw config_error
   void validate() const {
     if (!(epsilon > 0.0F) || !std::isfinite(epsilon)) {
@@ -74,100 +79,67 @@ struct error_bound {
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
     plan_by_error(nodes, zones);
-    const float n_floor = nodes.level > 0 ? floor_open * static_cast<float>(nodes.n_nodes)
-                                          : floor_read * static_cast<float>(nodes.n_clusters);
+    const float n_floor = growth(nodes) * (nodes.level > 0
+                                               ? floor_open * static_cast<float>(nodes.n_nodes)
+                                               : floor_read * static_cast<float>(nodes.n_clusters));
     const std::size_t n_each =
         n_floor > 0.0F ? std::max<std::size_t>(4, static_cast<std::size_t>(n_floor)) : 0;
-    detail::for_nearest_by_turns(nodes, nodes.group_size * n_each,
+    detail::for_nearest_by_turns(nodes, n_each,
                                  [&](std::size_t i) { zones[i] = zone::retrieval; });
   }
 
  private:
   void plan_by_error(const frontier& nodes, std::span<zone> zones) const noexcept {
-    const std::uint32_t threshold = threshold_key(nodes);
-    const float budget = token_budget(nodes);
     const auto ranked = nodes.error();
-    float planned = 0.0F;
-    std::size_t n_planned = 0;
-    for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
-      if (detail::order_key(ranked[i]) >= threshold && ranked[i] > 0.0F) {
-        zones[i] = zone::retrieval;
-        planned += cost(nodes, i);
-        ++n_planned;
-      }
+    const auto within = [&](float threshold) { return keeps_epsilon(nodes, threshold); };
+    if (within(std::numeric_limits<float>::infinity())) {
+      return;  // everything may stay estimated
     }
-    if (planned <= budget) {
+    const float capped = detail::for_largest_within(
+        ranked, nodes.level > 0 ? nullptr : nodes.size().data(), budget(nodes),
+        [&](std::size_t i) { zones[i] = zone::retrieval; });
+    if (capped > 0.0F && !within(capped)) {
       return;
     }
-    // Too much: keep the largest errors that fit. Costs differ by node, so the count is found by halving.
-    std::size_t low = 0;
-    std::size_t high = n_planned;
-    while (low < high) {
-      const std::size_t middle = (low + high + 1) / 2;
-      float used = 0.0F;
-      detail::for_largest(
-          nodes.n_nodes, middle, [&](std::size_t i) { return ranked[i]; },
-          [&](std::size_t i) { used += cost(nodes, i); });
-      (used <= budget ? low : high) = used <= budget ? middle : middle - 1;
+    // Less than the caps allow is enough. Errors 0.4 % apart are not told apart.
+    constexpr std::uint32_t resolution = 1U << 15U;
+    const float largest = simd::reduce_max(ranked.data(), ranked.size());
+    const float enough =
+        detail::narrow(capped, largest, [&](float t) { return !within(t); }, resolution).unfit;
+    for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
+      if (ranked[i] < enough) {
+        zones[i] = zone::estimation;
+      }
     }
-    std::ranges::fill(zones, zone::estimation);
-    detail::for_largest(
-        nodes.n_nodes, low, [&](std::size_t i) { return ranked[i]; },
-        [&](std::size_t i) { zones[i] = zone::retrieval; });
   }
 
-  // Eight bins an octave of error, sixteen octaves below the largest; the last bin holds all below.
-  static constexpr std::size_t n_bins = 128;
-  static constexpr unsigned bin_shift = 20;
-
-  static float cost(const frontier& nodes, std::size_t i) noexcept {
-    return nodes.level > 0 ? 1.0F : nodes.size()[i];
-  }
-
-  float token_budget(const frontier& nodes) const noexcept {
-    if (nodes.level > 0) {
-      return std::max(1.0F, max_open * static_cast<float>(nodes.n_nodes));
-    }
-    return std::max(static_cast<float>(free_tokens), max_read * static_cast<float>(nodes.n_tokens));
-  }
-
-  /// The order_key from which on nodes must be opened, so that for every head what stays estimated keeps
-  /// within its part of epsilon².
-  std::uint32_t threshold_key(const frontier& nodes) const noexcept {
-    float largest = 0.0F;
-    for (const float error : nodes.error()) {
-      largest = std::max(largest, error);
-    }
-    const std::uint32_t top = detail::order_key(largest) >> bin_shift;
-    const auto bin_of = [&](float error) {
-      return std::min<std::size_t>(top - (detail::order_key(error) >> bin_shift), n_bins - 1);
-    };
-    std::size_t first_kept = n_bins;  // bins from here on may stay estimated
+  // Whether every head keeps its part of epsilon² when all nodes below a threshold stay estimated.
+  bool keeps_epsilon(const frontier& nodes, float threshold) const noexcept {
     for (std::size_t g = 0; g < nodes.group_size; ++g) {
-      std::array<double, n_bins> squared{};
-      const auto error = nodes.error(g);
-      const auto ranked = nodes.error();
-      for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
-        squared[bin_of(ranked[i])] += static_cast<double>(error[i]) * static_cast<double>(error[i]);
+      const float part = nodes.level > 0 ? coarse_share : 1.0F;
+      const float allowed = part * (epsilon * epsilon - nodes.settled_squared_error()[g]);
+      if (simd::squares_below(nodes.error().data(), nodes.error(g).data(), nodes.n_nodes,
+                              threshold) > std::max(allowed, 0.0F)) {
+        return false;
       }
-      double allowed = static_cast<double>(epsilon) * static_cast<double>(epsilon) -
-                       static_cast<double>(nodes.settled_squared_error()[g]);
-      allowed *= nodes.level > 0 ? static_cast<double>(coarse_share) : 1.0;
-      std::size_t kept = n_bins;
-      double left = 0.0;
-      while (kept > 0 && left + squared[kept - 1] <= allowed) {
-        left += squared[kept - 1];
-        --kept;
-      }
-      first_kept = g == 0 ? kept : std::max(first_kept, kept);
     }
-    if (first_kept == 0) {
-      return UINT32_MAX;  // everything may stay estimated
+    return true;
+  }
+
+  // What fractions of an index shrink to beyond full_tokens: what is read then grows as the square root.
+  float growth(const frontier& nodes) const noexcept {
+    const auto n_tokens = static_cast<float>(nodes.n_tokens);
+    const auto full = static_cast<float>(full_tokens);
+    return n_tokens <= full ? 1.0F : std::pow(full / n_tokens, 1.0F - exponent);
+  }
+
+  // In nodes at a coarse level, in tokens at the finest.
+  float budget(const frontier& nodes) const noexcept {
+    if (nodes.level > 0) {
+      return std::max(1.0F, growth(nodes) * max_open * static_cast<float>(nodes.n_nodes));
     }
-    if (first_kept == n_bins || first_kept > top) {
-      return 0;  // everything with an error at all is opened
-    }
-    return (top - static_cast<std::uint32_t>(first_kept) + 1U) << bin_shift;
+    return std::max(static_cast<float>(free_tokens),
+                    growth(nodes) * max_read * static_cast<float>(nodes.n_tokens));
   }
 };
 

@@ -75,15 +75,45 @@ struct basic_fixed_budget {
       }
     };
     if constexpr (std::is_same_v<Ranking, rank_by_turns>) {
-      detail::for_nearest_by_turns(nodes, n, mark);
+      // Heads often name the same nodes: turns go on until the budget is used.
+      const auto share_of_each = [&](std::size_t left) {
+        return (left + nodes.group_size - 1) / nodes.group_size;
+      };
+      for (std::size_t n_each = 0; n_kept < n;) {
+        n_each += share_of_each(n - n_kept);
+        detail::for_nearest_by_turns(nodes, n_each, mark);
+      }
+    } else {
+      take_largest_shares(nodes, n - n_kept, zones, mark);
     }
-    // What the turns left over, as heads often name the same nodes; without turns, everything.
-    detail::for_largest(
-        nodes.n_nodes, n - n_kept,
-        [&](std::size_t i) {
-          return zones[i] == zone::dropped ? nodes.share()[i] / nodes.size()[i] : -1.0F;
-        },
-        mark);
+  }
+
+  // Calls mark for the nodes still dropped that have the largest shares per token, at least `n` of them.
+  template <class Mark>
+  static void take_largest_shares(const frontier& nodes, std::size_t n, std::span<const zone> zones,
+                                  const Mark& mark) {
+    const auto value = [&](std::size_t i) {
+      return zones[i] == zone::dropped ? nodes.share()[i] / nodes.size()[i] : -1.0F;
+    };
+    float largest = -1.0F;
+    for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
+      largest = std::max(largest, value(i));
+    }
+    const auto few_reach = [&](float threshold) {
+      std::size_t count = 0;
+      for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
+        count += value(i) >= threshold ? 1 : 0;
+      }
+      return count <= n;
+    };
+    const detail::threshold_step step = detail::narrow(-2.0F, largest, few_reach);
+    for (const float threshold : {step.fit, step.unfit}) {
+      for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
+        if (value(i) >= threshold) {
+          mark(i);
+        }
+      }
+    }
   }
 };
 

@@ -1,80 +1,157 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <limits>
+#include <span>
 
+#include <wavekv/cpu/simd.hpp>
 #include <wavekv/index/frontier.hpp>
 
 /// @file select.hpp
-/// @brief Selection without sorting: the k largest of n by a radix search over the bits of the floats.
+/// @brief Selection without sorting: thresholds are found by halving the range of floats, or among few candidates.
 
 namespace wavekv::detail {
 
-/// @brief Bits of a float that order as the float does; negative numbers and NaN count as 0.
+/// @brief An integer that orders as the float does (-0 below 0).
 inline std::uint32_t order_key(float value) noexcept {
-  return value > 0.0F ? std::bit_cast<std::uint32_t>(value) : 0U;
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return (bits >> 31U) != 0 ? ~bits : bits | 0x8000'0000U;
 }
 
-/// @brief Calls chosen(i), i ascending, for the k largest of value(0) ... value(n - 1); ties go to the
-/// smaller index. Complexity: O(n), four passes over the values. Allocates: nothing.
-template <class Value, class Chosen>
-void for_largest(std::size_t n, std::size_t k, Value&& value, Chosen&& chosen) {
+/// @brief The float of an order_key.
+inline float from_order_key(std::uint32_t key) noexcept {
+  return std::bit_cast<float>((key >> 31U) != 0 ? key & 0x7FFF'FFFFU : ~key);
+}
+
+/// @brief Two thresholds beside each other, between which a condition changes.
+struct threshold_step {
+  float unfit;  ///< does not fit
+  float fit;    ///< fits, and so does all above
+};
+
+/// @brief Finds where thresholds begin to fit, by halving: `low` does not fit, just above `high` does.
+/// Complexity: at most 32 calls of fits. Allocates: nothing.
+/// @param fits  fits(threshold) -> bool, true from some threshold on
+/// @param resolution  floats that may lie between the two
+template <class Fits>
+threshold_step narrow(float low, float high, Fits&& fits, std::uint32_t resolution = 1) {
+  std::uint32_t unfit = order_key(low);
+  std::uint32_t fit = order_key(high) + 1;
+  while (fit - unfit > resolution) {
+    const std::uint32_t middle = unfit + (fit - unfit) / 2;
+    (fits(from_order_key(middle)) ? fit : unfit) = middle;
+  }
+  return {from_order_key(unfit), from_order_key(fit)};
+}
+
+/// @brief Calls chosen(i), i ascending, for the values above 0 in falling order as long as their costs fit the budget;
+/// of equal values the smaller index comes first.
+/// Complexity: some 30 passes over values and costs. Allocates: nothing.
+/// @param cost  [n] above 0, or null: 1 each
+/// @return the threshold above which all values were chosen, and none below; 0: everything fitted
+template <class Chosen>
+float for_largest_within(std::span<const float> values, const float* cost, float budget,
+                         Chosen&& chosen) {
+  const std::size_t n = values.size();
+  const float* x = values.data();
+  const auto cost_from = [&](float threshold) {
+    return cost != nullptr ? simd::sum_at_least(x, cost, n, threshold)
+                           : static_cast<float>(simd::count_at_least(x, n, threshold));
+  };
+  const auto fits = [&](float threshold) { return cost_from(threshold) <= budget; };
+  constexpr float least = std::numeric_limits<float>::denorm_min();
+  const float largest = simd::reduce_max(x, n);
+  if (!(largest > 0.0F) || fits(least)) {
+    simd::for_at_least(x, n, least, chosen);
+    return 0.0F;
+  }
+  const threshold_step step = narrow(least, largest, fits);
+  // What equals the one that does not fit as a whole may fit in part.
+  float left = budget - cost_from(step.fit);
+  simd::for_at_least(x, n, step.unfit, [&](std::size_t i) {
+    if (x[i] < step.fit) {
+      left -= cost != nullptr ? cost[i] : 1.0F;
+      if (left < 0.0F) {
+        return;  // and stays so: nothing smaller slips in behind
+      }
+    }
+    chosen(i);
+  });
+  return step.unfit;
+}
+
+/// @brief The k-th largest of n floats, 0 < k <= n.  Complexity: O(n). Allocates: nothing.
+inline float kth_largest(const float* x, std::size_t n, std::size_t k) {
+  // Each block's largest is one of its floats, so at least k floats reach the k-th largest of those: candidates.
+  constexpr std::size_t max_blocks = 512;
+  constexpr std::size_t max_candidates = 1024;
+  const std::size_t block = std::max<std::size_t>(16, (n + max_blocks - 1) / max_blocks);
+  const std::size_t n_blocks = (n + block - 1) / block;
+  std::array<float, max_candidates> found{};
+  const auto kth = [k](float* first, std::size_t count) {
+    std::nth_element(first, first + (k - 1), first + count, std::greater<>());
+    return first[k - 1];
+  };
+  float low = -std::numeric_limits<float>::infinity();
+  if (n <= max_candidates && n <= 4 * k) {
+    std::copy_n(x, n, found.begin());
+    return kth(found.data(), n);
+  }
+  if (k <= n_blocks) {
+    simd::block_maxima(x, n, block, found.data());
+    low = kth(found.data(), n_blocks);
+    if (simd::count_at_least(x, n, low) <= max_candidates) {
+      std::size_t count = 0;
+      simd::for_at_least(x, n, low, [&](std::size_t i) { found[count++] = x[i]; });
+      return kth(found.data(), count);
+    }
+  }
+  // Many equal, or a large k: the lowest threshold that fewer than k exceed.
+  const auto few_exceed = [&](float threshold) {
+    return simd::count_at_least(x, n, from_order_key(order_key(threshold) + 1)) < k;
+  };
+  return few_exceed(low) ? low : narrow(low, simd::reduce_max(x, n), few_exceed).fit;
+}
+
+/// @brief Calls chosen(i), i ascending, for the k largest; of equal values the smaller index comes first.
+/// Complexity: O(n). Allocates: nothing.
+template <class Chosen>
+void for_largest(std::span<const float> values, std::size_t k, Chosen&& chosen) {
+  const std::size_t n = values.size();
+  if (k == 0 || n == 0) {
+    return;
+  }
   if (k >= n) {
     for (std::size_t i = 0; i < n; ++i) {
       chosen(i);
     }
     return;
   }
-  if (k == 0) {
-    return;
-  }
-  // Narrow down the key of the k-th largest value, digit by digit: `above` values lie above the prefix.
-  constexpr std::array<unsigned, 3> shifts{21, 10, 0};
-  constexpr std::array<unsigned, 3> widths{11, 11, 10};
-  std::uint32_t prefix = 0;
-  std::uint32_t prefix_mask = 0;
-  std::size_t wanted = k;
-  for (std::size_t pass = 0; pass < shifts.size(); ++pass) {
-    std::array<std::uint32_t, 2048> count{};
-    const std::uint32_t digit_mask = (1U << widths[pass]) - 1U;
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::uint32_t key = order_key(value(i));
-      if ((key & prefix_mask) == prefix) {
-        ++count[(key >> shifts[pass]) & digit_mask];
-      }
-    }
-    std::uint32_t digit = digit_mask;
-    while (count[digit] < wanted) {
-      wanted -= count[digit];
-      --digit;
-    }
-    prefix |= digit << shifts[pass];
-    prefix_mask |= digit_mask << shifts[pass];
-  }
-  // Now `prefix` is the key of the k-th largest; `wanted` of the values equal to it are taken.
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::uint32_t key = order_key(value(i));
-    if (key > prefix) {
+  const float last = kth_largest(values.data(), n, k) + 0.0F;  // never -0, whose next float is 0
+  std::size_t n_ties =
+      k - simd::count_at_least(values.data(), n, from_order_key(order_key(last) + 1));
+  simd::for_at_least(values.data(), n, last, [&](std::size_t i) {
+    if (values[i] > last) {
       chosen(i);
-    } else if (key == prefix && wanted > 0) {
-      --wanted;
+    } else if (n_ties > 0) {
+      --n_ties;
       chosen(i);
     }
-  }
+  });
 }
 
-/// @brief Calls chosen(i) for the nodes nearest to some query head of the group: each head
-/// names n / group_size nodes (rounded up), a node may be named by several.
-/// Complexity: O(n_nodes · group_size). Allocates: nothing.
+/// @brief Calls chosen(i) for the n_each nodes nearest to each query head of the group; a node may be named by
+/// several.  Complexity: O(n_nodes · group_size). Allocates: nothing.
 template <class Chosen>
-void for_nearest_by_turns(const frontier& nodes, std::size_t n, Chosen&& chosen) {
-  const std::size_t n_each = (n + nodes.group_size - 1) / nodes.group_size;
+void for_nearest_by_turns(const frontier& nodes, std::size_t n_each, Chosen&& chosen) {
   for (std::size_t g = 0; g < nodes.group_size; ++g) {
-    const auto nearness = nodes.nearness(g);
-    for_largest(nodes.n_nodes, n_each, [&](std::size_t i) { return nearness[i]; }, chosen);
+    for_largest(nodes.nearness(g), n_each, chosen);
   }
 }
 
