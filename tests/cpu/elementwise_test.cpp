@@ -205,8 +205,7 @@ TEST_CASE("expm1 and log: relative to the true values, near zero and one too") {
   x[0] = 0.0F;
   x[1] = 0.5F;
   std::vector<float> y(x.size());
-  detail::transform(x.data(), y.data(), x.size(),
-                    [](auto v) HWY_ATTR { return detail::expm1(v); });
+  detail::transform(x.data(), y.data(), x.size(), [](auto v) HWY_ATTR { return detail::expm1(v); });
   for (std::size_t i = 0; i < x.size(); ++i) {
     const double expected = std::expm1(static_cast<double>(x[i]));
     // Three units in the last place: at 0.5, where the series ends, e^x - 1 has lost one bit and a half.
@@ -233,8 +232,7 @@ TEST_CASE("weighted_exp_sum") {
     for (std::size_t i = 0; i < n; ++i) {
       x[i] = uniform(random);
       weight[i] = -uniform(random);
-      expected +=
-          static_cast<double>(weight[i]) * std::exp(static_cast<double>(x[i]) + 3.0);
+      expected += static_cast<double>(weight[i]) * std::exp(static_cast<double>(x[i]) + 3.0);
     }
     CHECK(static_cast<double>(wavekv::simd::weighted_exp_sum(x.data(), weight.data(), n, -3.0F)) ==
           doctest::Approx(expected).epsilon(1e-6).scale(1e-30));

@@ -77,7 +77,8 @@ TEST_CASE("for_largest equals a stable sort") {
     for (int kind = 0; kind < n_kinds; ++kind) {
       const std::vector<float> values = numbers(random, n, kind);
       const std::vector<std::size_t> order = ranked([&](std::size_t i) { return values[i]; }, n);
-      for (const std::size_t k : {std::size_t{0}, std::size_t{1}, n / 100, n / 3, n / 2, n, n + 5}) {
+      for (const std::size_t k :
+           {std::size_t{0}, std::size_t{1}, n / 100, n / 3, n / 2, n, n + 5}) {
         std::vector<std::size_t> chosen;
         wavekv::detail::for_largest(values, k, [&](std::size_t i) { chosen.push_back(i); });
         std::vector<std::size_t> expected = order;
@@ -89,7 +90,8 @@ TEST_CASE("for_largest equals a stable sort") {
   }
 }
 
-TEST_CASE("for_largest_within takes the largest that fit, ties from the front, nothing of no value") {
+TEST_CASE(
+    "for_largest_within takes the largest that fit, ties from the front, nothing of no value") {
   random_engine random(15);
   for (const std::size_t n : {0U, 1U, 2U, 33U, 500U, 5000U}) {
     for (int kind = 0; kind < n_kinds; ++kind) {
@@ -100,9 +102,9 @@ TEST_CASE("for_largest_within takes the largest that fit, ties from the front, n
       for (const bool counted : {false, true}) {
         for (const float budget : {0.0F, 1.0F, 40.0F, 0.25F * static_cast<float>(n), 1e9F}) {
           std::vector<std::size_t> chosen;
-          const float threshold = wavekv::detail::for_largest_within(
-              values, counted ? nullptr : costs.data(), budget,
-              [&](std::size_t i) { chosen.push_back(i); });
+          const float threshold =
+              wavekv::detail::for_largest_within(values, counted ? nullptr : costs.data(), budget,
+                                                 [&](std::size_t i) { chosen.push_back(i); });
           std::vector<std::size_t> expected;
           float used = 0.0F;
           for (const std::size_t i : order) {
@@ -280,6 +282,48 @@ TEST_CASE("error_bound's caps") {
     CHECK(opened <= wanted);
     CHECK(opened >= wanted - 20);  // nodes without any error need not be opened
   }
+}
+
+TEST_CASE(
+    "error_bound: beyond full_tokens what the fractions allow grows as a power of the tokens") {
+  random_engine random(16);
+  for (const std::size_t level : {0U, 1U}) {
+    frontier_data data =
+        frontier_data::random<wavekv::rank_by_max>(random, level, 1000, 1, key_family::uniform);
+    wavekv::error_bound<> bound;
+    bound.epsilon = 1e-9F;
+    bound.floor_open = bound.floor_read = 0.0F;
+    bound.max_open = bound.max_read = 0.4F;
+    bound.free_tokens = 0;
+    const auto allowed = [&](float growth, std::size_t full_tokens) {
+      bound.growth = growth;
+      bound.full_tokens = full_tokens;
+      const std::vector<zone> zones = plan(bound, data);
+      double cost = 0.0;
+      for (std::size_t i = 0; i < zones.size(); ++i) {
+        if (zones[i] == zone::retrieval)
+          cost += level > 0 ? 1.0 : static_cast<double>(data.view.size()[i]);
+      }
+      return cost / (level > 0 ? 1000.0 : static_cast<double>(data.view.n_tokens));
+    };
+    const std::size_t n = data.view.n_tokens;
+    CHECK(allowed(0.5F, n) == doctest::Approx(0.4).epsilon(0.01));       // not longer yet
+    CHECK(allowed(1.0F, n / 16) == doctest::Approx(0.4).epsilon(0.01));  // grows with the context
+    CHECK(allowed(0.5F, n / 16) == doctest::Approx(0.1).epsilon(0.01));  // a quarter of that
+    CHECK(allowed(0.0F, n / 16) == doctest::Approx(0.025).epsilon(0.05));
+  }
+  // Floors likewise: 16 times full_tokens, and each head's nearest are a quarter of what they were.
+  const frontier_data data =
+      frontier_data::random<wavekv::rank_by_max>(random, 0, 1600, 1, key_family::uniform);
+  wavekv::error_bound<> bound;
+  bound.epsilon = 1e6F;
+  bound.floor_read = 0.04F;
+  bound.full_tokens = data.view.n_tokens;
+  CHECK(std::ranges::count(plan(bound, data), zone::retrieval) == 64);
+  bound.full_tokens = data.view.n_tokens / 16;
+  const auto fewer = std::ranges::count(plan(bound, data), zone::retrieval);
+  CHECK(fewer >= 15);
+  CHECK(fewer <= 16);
 }
 
 TEST_CASE("exact reads everything") {

@@ -57,12 +57,11 @@ TEST_CASE("price_nodes gives each node what its definitions say") {
       CHECK(error[n] == poison);
       CHECK(nearness[n] == poison);
       for (std::size_t i = 0; i < n; ++i) {
-        const float variance = wavekv::expected_variance(head.variance, data.dispersions[i], softcap);
+        const float variance =
+            wavekv::expected_variance(head.variance, data.dispersions[i], softcap);
         const float mass = data.sizes[i] * std::exp(data.logits[i] - head.log_normalizer);
-        const float off =
-            head.relative * mass * wavekv::expected_error(variance, data.sizes[i]);
-        const float near =
-            wavekv::expected_largest_logit(data.logits[i], variance, data.sizes[i]);
+        const float off = head.relative * mass * wavekv::expected_error(variance, data.sizes[i]);
+        const float near = wavekv::expected_largest_logit(data.logits[i], variance, data.sizes[i]);
         CHECK(static_cast<double>(share[i]) ==
               doctest::Approx(static_cast<double>(mass)).epsilon(tolerance).scale(1e-30));
         CHECK(static_cast<double>(error[i]) ==
@@ -95,9 +94,8 @@ TEST_CASE("settle_nodes sums by zone") {
         dropped += share;
       }
     }
-    const wavekv::settled_nodes sums =
-        wavekv::settle_nodes(zones.data(), data.dispersions.data(), n, data.sizes.data(),
-                             data.dispersions.data(), most);
+    const wavekv::settled_nodes sums = wavekv::settle_nodes(
+        zones.data(), data.dispersions.data(), n, data.sizes.data(), data.dispersions.data(), most);
     CHECK(static_cast<double>(sums.squared_error) == doctest::Approx(squared).epsilon(tolerance));
     CHECK(static_cast<double>(sums.followed_dispersion) ==
           doctest::Approx(followed).epsilon(tolerance));

@@ -150,8 +150,7 @@ void attend_rows(const query_rows& queries, const S* keys, const S* values, std:
   detail::by_chunks(
       n, queries.n, [&](std::size_t r, std::size_t n_rows, std::size_t g, std::size_t n_q) {
         const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
-        detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits,
-                          detail::chunk_rows,
+        detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows,
                           {n - r - n_rows + n_behind, after_keys, n + n_behind});
         detail::accumulate_run(state.part(g, n_q), logits, detail::chunk_rows,
                                detail::counted_once{}, values + r * state.value_dim, n_rows,
@@ -249,8 +248,9 @@ inline void add_half_variances(float squared_norm, const float* dispersions, std
 /// @brief The summaries of a run of clusters.
 template <class Size, scalar S>
 struct summary_rows {
-  const S* centroids = nullptr;        ///< [n, key_dim] contiguous
-  const S* value_means = nullptr;      ///< [n, value_dim] contiguous; right behind the centroids they are prefetched best
+  const S* centroids = nullptr;  ///< [n, key_dim] contiguous
+  const S* value_means =
+      nullptr;  ///< [n, value_dim] contiguous; right behind the centroids they are prefetched best
   const Size* sizes = nullptr;         ///< [n] of any arithmetic type, tokens in each cluster
   const float* dispersions = nullptr;  ///< [n] variance of a key along a mean query direction
   std::size_t n = 0;                   ///< clusters
@@ -268,8 +268,8 @@ void score_summaries(const query_rows& queries, const float* squared_norms,
                      const summary_rows<Size, S>& summaries, std::size_t value_dim, float softcap,
                      float* logits, std::size_t logits_stride) noexcept {
   const std::size_t n = summaries.n;
-  const bool is_family = static_cast<const void*>(summaries.value_means) ==
-                         summaries.centroids + n * queries.dim;
+  const bool is_family =
+      static_cast<const void*>(summaries.value_means) == summaries.centroids + n * queries.dim;
   const std::size_t n_behind = is_family ? n * value_dim / queries.dim : 0;
   detail::score_run(queries, summaries.centroids, n, softcap, logits, logits_stride,
                     {n_behind, summaries.next, n + n_behind});

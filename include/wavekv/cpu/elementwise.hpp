@@ -47,8 +47,7 @@ HWY_INLINE float_vector expm1(float_vector x) {
   series = hn::MulAdd(series, x, hn::Set(d, 1.0F / 6.0F));
   series = hn::MulAdd(series, x, hn::Set(d, 0.5F));
   series = hn::MulAdd(hn::Mul(series, x), x, x);
-  return hn::IfThenElse(hn::Lt(x, hn::Set(d, 0.5F)), series,
-                        hn::Sub(exp(x), hn::Set(d, 1.0F)));
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, 0.5F)), series, hn::Sub(exp(x), hn::Set(d, 1.0F)));
 }
 
 /// ln x for normal x > 0, to 1e-7 of the larger of 1 and the result. Cephes' polynomial of logf.
@@ -59,7 +58,8 @@ HWY_INLINE float_vector log(float_vector x) {
   const auto bits = hn::BitCast(di, x);
   const auto shifted = hn::Sub(bits, hn::Set(di, 0x3F3504F3));
   const auto e = hn::ConvertTo(d, hn::ShiftRight<23>(shifted));
-  const auto fraction = hn::Add(hn::And(shifted, hn::Set(di, 0x007F'FFFF)), hn::Set(di, 0x3F3504F3));
+  const auto fraction =
+      hn::Add(hn::And(shifted, hn::Set(di, 0x007F'FFFF)), hn::Set(di, 0x3F3504F3));
   const auto f = hn::Sub(hn::BitCast(d, fraction), hn::Set(d, 1.0F));
   const auto f2 = hn::Mul(f, f);
   auto p = hn::MulAdd(f, hn::Set(d, 7.0376836292e-2F), hn::Set(d, -1.1514610310e-1F));

@@ -36,8 +36,8 @@ inline float sum_at_least(const float* x, const float* weight, std::size_t n,
   auto sums = hn::Zero(d);
   std::size_t i = 0;
   for (; i + detail::lanes <= n; i += detail::lanes)
-    sums = hn::Add(sums, hn::IfThenElseZero(hn::Ge(hn::LoadU(d, x + i), least),
-                                            hn::LoadU(d, weight + i)));
+    sums = hn::Add(
+        sums, hn::IfThenElseZero(hn::Ge(hn::LoadU(d, x + i), least), hn::LoadU(d, weight + i)));
   float sum = detail::sum(sums);
   for (; i < n; ++i) sum += x[i] >= threshold ? weight[i] : 0.0F;
   return sum;
@@ -52,8 +52,7 @@ inline float squares_below(const float* x, const float* y, std::size_t n,
   auto sums = hn::Zero(d);
   std::size_t i = 0;
   for (; i + detail::lanes <= n; i += detail::lanes) {
-    const auto kept =
-        hn::IfThenElseZero(hn::Lt(hn::LoadU(d, x + i), limit), hn::LoadU(d, y + i));
+    const auto kept = hn::IfThenElseZero(hn::Lt(hn::LoadU(d, x + i), limit), hn::LoadU(d, y + i));
     sums = hn::MulAdd(kept, kept, sums);
   }
   float sum = detail::sum(sums);
@@ -81,8 +80,7 @@ void for_at_least(const float* x, std::size_t n, float threshold, Visit&& visit)
 
 /// @brief The largest of each block of `block` floats; the last block may be shorter.
 /// @param maxima  [ceil(n / block)], written
-inline void block_maxima(const float* x, std::size_t n, std::size_t block,
-                         float* maxima) noexcept {
+inline void block_maxima(const float* x, std::size_t n, std::size_t block, float* maxima) noexcept {
   for (std::size_t i = 0; i < n; i += block) *maxima++ = reduce_max(x + i, std::min(block, n - i));
 }
 

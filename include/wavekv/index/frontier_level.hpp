@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include <wavekv/attention/exact.hpp>
+#include <wavekv/attention/partial_softmax.hpp>
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/search_limits.hpp>
+#include <wavekv/index/segment.hpp>
 
 /// @file frontier_level.hpp
 /// @brief The nodes of one tree level that a search looks at, and what it finds out about them.
@@ -49,6 +54,62 @@ struct frontier_level {
           }
         },
         group_size);
+  }
+
+  /// @brief The first node from column i on that the plan opened, in a segment; the end of its columns if there is none.
+  [[nodiscard]] std::size_t next_opened(std::size_t segment, std::size_t i) const noexcept {
+    while (i < offset[segment + 1] && zones[i] != zone::retrieval) {
+      ++i;
+    }
+    return i;
+  }
+
+  /// @brief Enters n nodes of a tree, first and following, into the columns from `column` on, all but their logits.
+  /// @return their summaries, to be scored
+  summary_rows<float, T> enter(const tree_level<T>& tree, std::uint32_t first, std::size_t n,
+                               std::size_t column, std::size_t key_dim, std::size_t value_dim) {
+    const T* centroids = tree.rows + first * (key_dim + value_dim);
+    const T* value_means = centroids + n * key_dim;
+    for (std::size_t i = 0; i < n; ++i) {
+      node[column + i] = first + static_cast<std::uint32_t>(i);
+      value_mean[column + i] = value_means + i * value_dim;
+      size[column + i] = tree.size[first + i];
+      dispersion[column + i] = tree.dispersion[first + i];
+    }
+    return {centroids, value_means, tree.size + first, tree.dispersion + first, n, nullptr};
+  }
+
+  /// @brief Adds the estimates of a segment's nodes in one zone to a partial softmax, or takes them out of it.
+  void accumulate(std::size_t segment, zone wanted, accumulation mode,
+                  const partial_softmax_view& into) const {
+    constexpr std::size_t most_rows = detail::chunk_rows;
+    constexpr std::size_t most_queries = detail::chunk_queries;
+    std::array<std::size_t, most_rows> column;
+    std::array<const T*, most_rows> means;
+    std::array<float, most_rows> sizes;
+    std::array<float, most_queries * most_rows> chosen;  // logits
+    for (std::size_t i = offset[segment]; i < offset[segment + 1];) {
+      std::size_t n = 0;
+      for (; i < offset[segment + 1] && n < most_rows; ++i) {
+        if (zones[i] == wanted) {
+          column[n] = i;
+          means[n] = value_mean[i];
+          sizes[n] = size[i];
+          ++n;
+        }
+      }
+      for (std::size_t g = 0; n > 0 && g < into.n_queries; g += most_queries) {
+        const std::size_t n_queries = std::min(most_queries, into.n_queries - g);
+        for (std::size_t q = 0; q < n_queries; ++q) {
+          const float* row = logits.data() + (g + q) * n_nodes;
+          for (std::size_t r = 0; r < n; ++r) {
+            chosen[q * most_rows + r] = row[column[r]];
+          }
+        }
+        accumulate_rows_at(chosen.data(), most_rows, sizes.data(), means.data(), n, mode,
+                           into.part(g, n_queries));
+      }
+    }
   }
 
  private:

@@ -188,10 +188,11 @@ class group_search {
     const std::size_t s = part - n_steady_parts_;
     const std::size_t level = n_levels_ - 1;
     const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
-    const bool last = s + 1 == input_.segments.size();
-    const void* next = last ? nullptr : input_.segments[s + 1]->head(input_.head).levels[level].rows;
-    const summary_rows<float, T> family = enter_family(part, level, 0, tree.n_nodes, levels_[level].offset[s]);
-    const summary_rows<float, T> summaries{family.centroids, family.value_means, family.sizes, family.dispersions, family.n, next};
+    summary_rows<float, T> summaries =
+        enter_family(part, level, 0, tree.n_nodes, levels_[level].offset[s]);
+    if (s + 1 < input_.segments.size()) {
+      summaries.next = input_.segments[s + 1]->head(input_.head).levels[level].rows;
+    }
     level_type& state = levels_[level];
     float* logits = state.logits.data() + state.offset[s];
     if constexpr (Accumulate) {
@@ -235,13 +236,18 @@ class group_search {
     level_type& below = levels_[level - 1];
     const std::size_t first_column = below.offset[s];
     std::size_t column = first_column;
-    for (std::size_t i = next_opened(state, s, state.offset[s]); i < state.offset[s + 1];) {
+    for (std::size_t i = state.next_opened(s, state.offset[s]); i < state.offset[s + 1];) {
       const std::uint32_t first = tree.first_child[state.node[i]];
       const std::uint32_t last = tree.first_child[state.node[i] + 1];
       summary_rows<float, T> family = enter_family(part, level - 1, first, last, column);
-      i = next_opened(state, s, i + 1);
+      i = state.next_opened(s, i + 1);
       if (i < state.offset[s + 1]) {
-        family.next = prefetch_family(s, level - 1, tree.first_child[state.node[i]]);
+        family.next = prefetch_family(s, level, state.node[i]);
+      } else if (s + 2 < state.offset.size()) {
+        const std::size_t beyond = state.next_opened(s + 1, i);
+        if (beyond < state.offset[s + 2]) {
+          family.next = prefetch_family(s + 1, level, state.node[beyond]);
+        }
       }
       score_summaries(queries(), leaning_.variances(level - 1), family, input_.value_dim,
                       input_.softcap, below.logits.data() + column, below.n_nodes);
@@ -378,41 +384,27 @@ class group_search {
     stats.bytes_moved += counts.bytes_moved;
   }
 
-  // The next node from column i on that the plan opened; the end of the segment's columns if there is none.
-  static std::size_t next_opened(const level_type& state, std::size_t s, std::size_t i) noexcept {
-    while (i < state.offset[s + 1] && state.zones[i] != zone::retrieval) {
-      ++i;
-    }
-    return i;
+  // Asks for what lies beside the rows of an opened node's family, and says where these lie: they follow what is being
+  // read.
+  const void* prefetch_family(std::size_t s, std::size_t level, std::uint32_t node) const noexcept {
+    const head_index<T>& index = input_.segments[s]->head(input_.head);
+    const std::uint32_t first = index.levels[level].first_child[node];
+    const tree_level<T>& below = index.levels[level - 1];
+    simd::detail::prefetch(below.size + first);
+    simd::detail::prefetch(below.dispersion + first);
+    simd::detail::prefetch(below.first_child + first);
+    return below.rows + first * (input_.key_dim + input_.value_dim);
   }
 
-  // Asks for what lies beside the rows of a family; its rows follow those that are being read.
-  const void* prefetch_family(std::size_t s, std::size_t level, std::uint32_t first) const noexcept {
-    const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
-    simd::detail::prefetch(tree.size + first);
-    simd::detail::prefetch(tree.dispersion + first);
-    simd::detail::prefetch(tree.first_child + first);
-    return tree.rows + first * (input_.key_dim + input_.value_dim);
-  }
-
-  // Enters the family [first, last) of one level into the frontier's columns from `column` on, all but its logits.
+  // Enters a family of the part's segment into the level's frontier, all but its logits, and books the reading.
   summary_rows<float, T> enter_family(std::size_t part, std::size_t level, std::uint32_t first,
                                       std::uint32_t last, std::size_t column) {
-    level_type& state = levels_[level];
     const tree_level<T>& tree =
         input_.segments[part - n_steady_parts_]->head(input_.head).levels[level];
     const std::size_t n = last - first;
-    const T* centroids = tree.rows + first * (input_.key_dim + input_.value_dim);
-    const T* value_means = centroids + n * input_.key_dim;
-    for (std::size_t i = 0; i < n; ++i) {
-      state.node[column + i] = first + static_cast<std::uint32_t>(i);
-      state.value_mean[column + i] = value_means + i * input_.value_dim;
-      state.size[column + i] = tree.size[first + i];
-      state.dispersion[column + i] = tree.dispersion[first + i];
-    }
     part_stats_[part].summaries_read += n;
     part_stats_[part].bytes_read += n * (row_bytes() + 2 * sizeof(float));
-    return {centroids, value_means, tree.size + first, tree.dispersion + first, n, nullptr};
+    return levels_[level].enter(tree, first, n, column, input_.key_dim, input_.value_dim);
   }
 
   // Lays out the frontier below: the children of all opened nodes, in segment order.
@@ -439,35 +431,9 @@ class group_search {
   // Accumulated estimates: takes those of opened nodes out. Otherwise: adds those of the estimation zone.
   template <bool Accumulated>
   void correct_estimates(std::size_t part, std::size_t level) {
-    const std::size_t s = part - n_steady_parts_;
-    const level_type& state = levels_[level];
-    const partial_softmax_view sum = partial(part);
-    constexpr zone wanted = Accumulated ? zone::retrieval : zone::estimation;
-    constexpr accumulation mode = Accumulated ? accumulation::subtract : accumulation::add;
-    for (std::size_t i = state.offset[s]; i < state.offset[s + 1];) {
-      std::array<const T*, detail::chunk_rows> values;
-      std::array<std::size_t, detail::chunk_rows> column;
-      std::array<float, detail::chunk_rows> size;
-      std::size_t n = 0;
-      for (; i < state.offset[s + 1] && n < detail::chunk_rows; ++i) {
-        values[n] = state.value_mean[i];
-        size[n] = state.size[i];
-        column[n] = i;
-        n += state.zones[i] == wanted ? 1 : 0;
-      }
-      for (std::size_t g = 0; n > 0 && g < input_.group_size; g += detail::chunk_queries) {
-        const std::size_t n_q = std::min(detail::chunk_queries, input_.group_size - g);
-        std::array<float, detail::chunk_queries * detail::chunk_rows> logits;
-        for (std::size_t q = 0; q < n_q; ++q) {
-          const float* row = state.logits.data() + (g + q) * state.n_nodes;
-          for (std::size_t r = 0; r < n; ++r) {
-            logits[q * detail::chunk_rows + r] = row[column[r]];
-          }
-        }
-        accumulate_rows_at(logits.data(), detail::chunk_rows, size.data(), values.data(), n, mode,
-                           sum.part(g, n_q));
-      }
-    }
+    levels_[level].accumulate(
+        part - n_steady_parts_, Accumulated ? zone::retrieval : zone::estimation,
+        Accumulated ? accumulation::subtract : accumulation::add, partial(part));
   }
 
   input_type input_{};

@@ -73,8 +73,8 @@ inline void price_nodes(const float* sizes, const float* dispersions, std::size_
   constexpr std::size_t lanes = simd::detail::lanes;
   const auto half = hn::Set(d, 0.5F);
   const auto along = hn::Set(d, head.variance);
-  const auto limit = hn::Set(
-      d, softcap > 0.0F ? std::min(max_expected_variance, softcap * softcap) : max_expected_variance);
+  const auto limit = hn::Set(d, softcap > 0.0F ? std::min(max_expected_variance, softcap * softcap)
+                                               : max_expected_variance);
   const auto followed = hn::Set(d, max_logit_variance);
   const auto normalizer = hn::Set(d, head.log_normalizer);
   const auto relative = hn::Set(d, head.relative);
@@ -114,9 +114,9 @@ inline void price_nodes(const float* sizes, const float* dispersions, std::size_
 
 /// @brief What one query head's nodes leave in the estimation zone and in the dropped zone.
 struct settled_nodes {
-  float squared_error = 0.0F;       ///< sum of error² over the estimated
+  float squared_error = 0.0F;        ///< sum of error² over the estimated
   float followed_dispersion = 0.0F;  ///< sum of share · min(dispersion, limit) over the estimated
-  float dropped_share = 0.0F;       ///< sum of share over the dropped
+  float dropped_share = 0.0F;        ///< sum of share over the dropped
 };
 
 /// @brief Sums up a head's prices by zone.  Complexity: O(n_nodes). Allocates: nothing.
@@ -147,8 +147,7 @@ inline settled_nodes settle_nodes(const zone* zones, const float* dispersions, s
     squares = hn::MulAdd(errors, errors, squares);
     followed = hn::MulAdd(hn::IfThenElseZero(stays, shares),
                           hn::Min(hn::LoadU(d, dispersions + i), most), followed);
-    lost = hn::Add(lost,
-                   hn::IfThenElseZero(hn::RebindMask(d, hn::Eq(code, dropped)), shares));
+    lost = hn::Add(lost, hn::IfThenElseZero(hn::RebindMask(d, hn::Eq(code, dropped)), shares));
   }
   settled_nodes sums{simd::detail::sum(squares), simd::detail::sum(followed),
                      simd::detail::sum(lost)};

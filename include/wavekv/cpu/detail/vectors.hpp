@@ -159,28 +159,47 @@ HWY_INLINE auto sum_of_blocks(D d, hn::Vec<D> v) {
 }
 #endif
 
-/// Stores the sums over the lanes of four vectors to to[0..3].
-///
-/// The order of the additions is the same for each of the four, so that a logit does not depend on
-/// where in a tile its row was.
-HWY_INLINE void store_sums(float_vector a, float_vector b, float_vector c, float_vector e,
-                           float* to) {
+#if HWY_TARGET != HWY_SCALAR
+/// The sums over the lanes of four vectors.
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> four_sums(float_vector a, float_vector b, float_vector c,
+                                                     float_vector e) {
   constexpr float_tag d{};
-#if HWY_TARGET == HWY_SCALAR
-  (void)d;
-  to[0] = hn::GetLane(a);
-  to[1] = hn::GetLane(b);
-  to[2] = hn::GetLane(c);
-  to[3] = hn::GetLane(e);
-#else
   constexpr hn::Repartition<double, float_tag> pairs{};
   const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
   const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
   const auto ab2 = hn::BitCast(pairs, ab);
   const auto ce2 = hn::BitCast(pairs, ce);
-  const auto sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab2, ce2)),
-                            hn::BitCast(d, hn::InterleaveUpper(pairs, ab2, ce2)));
-  hn::StoreU(sum_of_blocks(d, sums), hn::FixedTag<float, 4>{}, to);
+  return sum_of_blocks(d, hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, ab2, ce2)),
+                                  hn::BitCast(d, hn::InterleaveUpper(pairs, ab2, ce2))));
+}
+#endif
+
+/// Stores the sums over the lanes of four vectors, the first two to to[0..1], the others to then[0..1].
+///
+/// The order of the additions is the same for each of the four, so that a logit does not depend on
+/// where in a tile its row was.
+HWY_INLINE void store_sums(float_vector a, float_vector b, float_vector c, float_vector e,
+                           float* to, float* then) {
+#if HWY_TARGET == HWY_SCALAR
+  to[0] = hn::GetLane(a);
+  to[1] = hn::GetLane(b);
+  then[0] = hn::GetLane(c);
+  then[1] = hn::GetLane(e);
+#else
+  constexpr hn::Half<hn::FixedTag<float, 4>> two{};
+  const auto sums = four_sums(a, b, c, e);
+  hn::StoreU(hn::LowerHalf(two, sums), two, to);
+  hn::StoreU(hn::UpperHalf(two, sums), two, then);
+#endif
+}
+
+/// Stores the sums over the lanes of four vectors to to[0..3], likewise.
+HWY_INLINE void store_sums(float_vector a, float_vector b, float_vector c, float_vector e,
+                           float* to) {
+#if HWY_TARGET == HWY_SCALAR
+  store_sums(a, b, c, e, to, to + 2);
+#else
+  hn::StoreU(four_sums(a, b, c, e), hn::FixedTag<float, 4>{}, to);
 #endif
 }
 
@@ -208,6 +227,11 @@ HWY_INLINE void store_tile(const float_vector (&sums)[n_tile_rows][n_tile_querie
         store_sums(sums[r][g], sums[r + 1][g], sums[r + 2][g], sums[r + 3][g],
                    logits + g * logits_stride + r);
     }
+  } else if constexpr (n_tile_rows == 2 && n_tile_queries == 4) {
+    HWY_UNROLL(2)
+    for (std::size_t g = 0; g < 4; g += 2)
+      store_sums(sums[0][g], sums[1][g], sums[0][g + 1], sums[1][g + 1], logits + g * logits_stride,
+                 logits + (g + 1) * logits_stride);
   } else {
     HWY_ALIGN float of_queries[4];
     HWY_UNROLL(8)

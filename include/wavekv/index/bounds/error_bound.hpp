@@ -30,9 +30,9 @@ struct error_bound {
 
   float epsilon = 0.02F;  ///< predicted relative error of the output to reach, above 0
   float max_open =
-      0.25F;  ///< at most this fraction of a coarse level is opened by expected error, 0 to 1
+      0.45F;  ///< at most this fraction of a coarse level is opened by expected error, 0 to 1
   float max_read =
-      0.02F;  ///< at most this fraction of the index's tokens is read by expected error, 0 to 1
+      0.015F;  ///< at most this fraction of the index's tokens is read by expected error, 0 to 1
   float coarse_share =
       0.5F;  ///< part of what is left of epsilon² that a coarse level may keep, 0 to 1
   std::size_t free_tokens = 512;  ///< tokens that may be read whatever max_read says
@@ -40,13 +40,16 @@ struct error_bound {
   /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted,
   /// on top of max_open;
   /// at least 4; 0: none. A summary says too little of a lone needle in a wide node.
-  float floor_open = 0.09F;
+  float floor_open = 0.03F;
   /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
-  float floor_read = 0.01F;
+  float floor_read = 0.004F;
 
-  /// @brief Up to here the fractions above hold; beyond, what they allow grows as a power of the index's tokens only.
+  /// @brief Index tokens, at least 1, up to which the four fractions hold. On longer ones what they allow grows as the
+  /// tokens to the power of `growth` only: estimates get no worse with the context as they get more, so that a step
+  /// need not grow with it.
   std::size_t full_tokens = 32768;
-  float exponent = 0.5F;
+  float growth =
+      0.5F;  ///< see full_tokens; 0 to 1. 0: what is allowed stays as it is; 1: it grows with the context
 
   /// @brief Checks every member.  @throw config_error
   void validate() const {
@@ -70,6 +73,11 @@ struct error_bound {
       throw config_error(
           detail::message("error_bound: max_read is ", max_read, "; allowed: 0 to 1"));
     }
+    if (full_tokens < 1 || !(growth >= 0.0F && growth <= 1.0F)) {
+      throw config_error(detail::message("error_bound: full_tokens is ", full_tokens,
+                                         " and growth is ", growth,
+                                         "; allowed: 1 or more, and 0 to 1"));
+    }
   }
 
   /// @brief Whether a plan with this predicted error reached the target; if not, a cap was met.
@@ -79,13 +87,12 @@ struct error_bound {
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
     plan_by_error(nodes, zones);
-    const float n_floor = growth(nodes) * (nodes.level > 0
-                                               ? floor_open * static_cast<float>(nodes.n_nodes)
-                                               : floor_read * static_cast<float>(nodes.n_clusters));
+    const float n_floor =
+        shrink(nodes) * (nodes.level > 0 ? floor_open * static_cast<float>(nodes.n_nodes)
+                                         : floor_read * static_cast<float>(nodes.n_clusters));
     const std::size_t n_each =
         n_floor > 0.0F ? std::max<std::size_t>(4, static_cast<std::size_t>(n_floor)) : 0;
-    detail::for_nearest_by_turns(nodes, n_each,
-                                 [&](std::size_t i) { zones[i] = zone::retrieval; });
+    detail::for_nearest_by_turns(nodes, n_each, [&](std::size_t i) { zones[i] = zone::retrieval; });
   }
 
  private:
@@ -126,20 +133,20 @@ struct error_bound {
     return true;
   }
 
-  // What fractions of an index shrink to beyond full_tokens: what is read then grows as the square root.
-  float growth(const frontier& nodes) const noexcept {
+  // What the fractions shrink by on an index of more than full_tokens.
+  float shrink(const frontier& nodes) const noexcept {
     const auto n_tokens = static_cast<float>(nodes.n_tokens);
     const auto full = static_cast<float>(full_tokens);
-    return n_tokens <= full ? 1.0F : std::pow(full / n_tokens, 1.0F - exponent);
+    return n_tokens <= full ? 1.0F : std::pow(n_tokens / full, growth - 1.0F);
   }
 
   // In nodes at a coarse level, in tokens at the finest.
   float budget(const frontier& nodes) const noexcept {
     if (nodes.level > 0) {
-      return std::max(1.0F, growth(nodes) * max_open * static_cast<float>(nodes.n_nodes));
+      return std::max(1.0F, shrink(nodes) * max_open * static_cast<float>(nodes.n_nodes));
     }
     return std::max(static_cast<float>(free_tokens),
-                    growth(nodes) * max_read * static_cast<float>(nodes.n_tokens));
+                    shrink(nodes) * max_read * static_cast<float>(nodes.n_tokens));
   }
 };
 

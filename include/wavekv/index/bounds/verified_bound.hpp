@@ -35,12 +35,13 @@ struct verified_bound {
   /// did not draw: measured on the example model's keys at δ = 5 %, 1 kept ε in 85 to 97 % of the cases, ½ in 96 %.
   float margin = 0.5F;
   /// @brief How plans are made; its epsilon is the first round's target. Nearly all coarse nodes are opened: what hides
-  /// in one is the hardest to find by sampling.
+  /// in one is the hardest to find by sampling. Its caps are fractions at any length: the check says what is enough.
   error_bound<Ranking> rule{.epsilon = 0.025F,
                             .max_open = 1.0F,
                             .max_read = 0.02F,
                             .coarse_share = 0.02F,
-                            .free_tokens = 512};
+                            .free_tokens = 512,
+                            .growth = 1.0F};
 
   /// @brief Checks every member.  @throw config_error
   void validate() const {
