@@ -65,6 +65,10 @@ class clustering_scratch {
   buffer<std::uint32_t> counts;      ///< one per cluster
   buffer<std::uint32_t> previous;    ///< one per point
   buffer<std::uint32_t> candidates;  ///< one per point
+  buffer<float> scores;              ///< two per point: of its centroid, and a bound of the others
+  buffer<std::uint8_t> is_changed;   ///< one per cluster
+  buffer<std::uint32_t> changed;     ///< ids of the clusters that changed
+  buffer<std::uint32_t> misfit_order;  ///< one per point
   buffer<float> factor;              ///< [key_dim, key_dim]: Cholesky factor of the query metric
   buffer<float> factor_panels;       ///< the factor packed for the micro-kernel
   buffer<std::int8_t> quantized_blocks;     ///< points in eight bits
