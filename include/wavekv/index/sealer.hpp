@@ -35,6 +35,16 @@ struct seal_run {
   std::size_t n_tokens = 0;     ///< 1 to 65,536
 };
 
+/// @brief A segment in the making: some of its KV heads are done. Nobody sees it before it is finished, so that it may
+/// be dropped at any time and made again.
+template <class Segment>
+struct unfinished_segment {
+  seal_run run;
+  typename Segment::parts parts;
+  std::vector<head_covariances> covariances;  ///< [n_kv_heads]
+  std::size_t n_heads_done = 0;               ///< heads [0, n_heads_done) are made
+};
+
 /// @brief What sealing gives: the segments, and what their clusters teach about values, per KV head.
 template <class Segment>
 struct sealed_runs {
@@ -63,38 +73,64 @@ class sealer {
                             std::size_t value_dim, std::span<const seal_run> runs,
                             const clusterer_type& clusterer, std::span<const query_metric> metrics,
                             Executor& executor, Keep&& keep) {
-    std::vector<typename Segment::parts> parts(runs.size());
-    std::vector<head_covariances> covariances(runs.size() * n_heads);
-    for (std::size_t r = 0; r < runs.size(); ++r) {
-      parts[r].n_tokens = runs[r].n_tokens;
-      parts[r].n_levels = n_levels;
-      parts[r].heads.resize(n_heads);
-      parts[r].token_rows = aligned_storage<T>(n_heads * runs[r].n_tokens * (key_dim + value_dim));
+    std::vector<unfinished_segment<Segment>> made;
+    made.reserve(runs.size());
+    for (const seal_run& run : runs) {
+      made.push_back(begin(run, n_heads, key_dim, value_dim));
     }
-    if (workers_.size() < executor.concurrency()) {
-      workers_.resize(executor.concurrency());
-    }
+    make_workers(executor);
     executor.parallel_for(runs.size() * n_heads, [&](std::size_t task, std::size_t worker) {
-      const std::size_t r = task / n_heads;
-      const std::size_t head = task % n_heads;
-      seal_head(rows.keys(head) + runs[r].first_row * key_dim,
-                rows.values(head) + runs[r].first_row * value_dim, key_dim, value_dim, head,
-                clusterer, metrics.empty() ? nullptr : &metrics[head], parts[r], covariances[task],
+      seal_head(rows, made[task / n_heads], task % n_heads, key_dim, value_dim, clusterer, metrics,
                 workers_[worker]);
     });
     sealed_runs<Segment> sealed;
     sealed.segments.reserve(runs.size());
     sealed.covariances.resize(n_heads);
-    for (std::size_t r = 0; r < runs.size(); ++r) {
-      sealed.segments.push_back(std::make_shared<const Segment>(
-          runs[r].first_token, key_dim, value_dim, std::move(parts[r]), keep));
-      for (std::size_t head = 0; head < n_heads; ++head) {
-        for (std::size_t level = 0; level < n_levels; ++level) {
-          sealed.covariances[head][level].add(covariances[r * n_heads + head][level]);
-        }
-      }
+    for (unfinished_segment<Segment>& segment : made) {
+      finish(segment, key_dim, value_dim, keep, sealed);
     }
     return sealed;
+  }
+
+  /// @brief A segment none of whose heads is made.  @throw std::bad_alloc
+  static unfinished_segment<Segment> begin(const seal_run& run, std::size_t n_heads,
+                                           std::size_t key_dim, std::size_t value_dim) {
+    unfinished_segment<Segment> begun;
+    begun.run = run;
+    begun.parts.n_tokens = run.n_tokens;
+    begun.parts.n_levels = n_levels;
+    begun.parts.heads.resize(n_heads);
+    begun.parts.token_rows = aligned_storage<T>(n_heads * run.n_tokens * (key_dim + value_dim));
+    begun.covariances.resize(n_heads);
+    return begun;
+  }
+
+  /// @brief Makes heads [n_heads_done, end) of a segment; n_heads_done stays, so that the caller decides whether they
+  /// count. Parameters as for seal.
+  template <executor Executor>
+  void seal_heads(const token_rows<T>& rows, unfinished_segment<Segment>& segment, std::size_t end,
+                  std::size_t key_dim, std::size_t value_dim, const clusterer_type& clusterer,
+                  std::span<const query_metric> metrics, Executor& executor) {
+    make_workers(executor);
+    const std::size_t first = segment.n_heads_done;
+    executor.parallel_for(end - first, [&](std::size_t task, std::size_t worker) {
+      seal_head(rows, segment, first + task, key_dim, value_dim, clusterer, metrics,
+                workers_[worker]);
+    });
+  }
+
+  /// @brief Adds a segment all of whose heads are made to what was sealed before it. Its parts move on.
+  /// @throw std::bad_alloc, io_error by a store; the parts may then be gone
+  template <class Keep>
+  static void finish(unfinished_segment<Segment>& segment, std::size_t key_dim,
+                     std::size_t value_dim, Keep&& keep, sealed_runs<Segment>& sealed) {
+    for (std::size_t head = 0; head < segment.covariances.size(); ++head) {
+      for (std::size_t level = 0; level < n_levels; ++level) {
+        sealed.covariances[head][level].add(segment.covariances[head][level]);
+      }
+    }
+    sealed.segments.push_back(std::make_shared<const Segment>(
+        segment.run.first_token, key_dim, value_dim, std::move(segment.parts), keep));
   }
 
  private:
@@ -109,10 +145,21 @@ class sealer {
     std::vector<double> rounding;        // [n_nodes] what that adds to the dispersion
   };
 
-  static void seal_head(const T* keys, const T* values, std::size_t key_dim, std::size_t value_dim,
-                        std::size_t head, const clusterer_type& clusterer,
-                        const query_metric* metric, typename Segment::parts& parts,
-                        head_covariances& covariances, worker_state& worker) {
+  template <executor Executor>
+  void make_workers(const Executor& executor) {
+    if (workers_.size() < executor.concurrency()) {
+      workers_.resize(executor.concurrency());
+    }
+  }
+
+  static void seal_head(const token_rows<T>& from, unfinished_segment<Segment>& segment,
+                        std::size_t head, std::size_t key_dim, std::size_t value_dim,
+                        const clusterer_type& clusterer, std::span<const query_metric> metrics,
+                        worker_state& worker) {
+    typename Segment::parts& parts = segment.parts;
+    const T* keys = from.keys(head) + segment.run.first_row * key_dim;
+    const T* values = from.values(head) + segment.run.first_row * value_dim;
+    const query_metric* metric = metrics.empty() ? nullptr : &metrics[head];
     const std::size_t n = parts.n_tokens;
     worker.keys.resize(n * key_dim);
     worker.values.resize(n * value_dim);
@@ -143,7 +190,8 @@ class sealer {
     }
     std::array<std::span<const float>, n_levels> dispersions;
     std::ranges::copy_n(part.dispersion.begin(), n_levels, dispersions.begin());
-    learn_covariances(request, worker.tree, dispersions, worker.covariance, covariances);
+    learn_covariances(request, worker.tree, dispersions, worker.covariance,
+                      segment.covariances[head]);
   }
 
   // K and V of each cluster: its keys in tree order, then its values.
