@@ -37,6 +37,16 @@ geometry small_geometry() {
   return sizes;
 }
 
+/// Changes in every step that seals something: a KV head of a segment that others still lack, or the last one.
+std::uint64_t sealed(const cache_type& cache, const std::vector<wavekv::query_run>& batch) {
+  std::uint64_t sum = 0;
+  for (const wavekv::query_run& run : batch) {
+    const wavekv::statistics stats = cache.stats(run.sequence);
+    sum += stats.segments * small_geometry().n_kv_heads + stats.heads_in_making;
+  }
+  return sum;
+}
+
 template <class Bound>
 void check_steps(const any_executor& executor, std::size_t n_sequences, const Bound& bound) {
   const geometry sizes = small_geometry();
@@ -67,8 +77,7 @@ void check_steps(const any_executor& executor, std::size_t n_sequences, const Bo
   std::size_t n_quiet_steps = 0;
   std::size_t n_sealing_steps = 0;
   for (std::size_t step = 0; step < 110; ++step) {
-    std::uint64_t all_segments = 0;
-    for (const wavekv::query_run& run : batch) all_segments += cache.stats(run.sequence).segments;
+    const std::uint64_t before_step = sealed(cache, batch);
     const std::size_t before = n_allocations;
     for (std::size_t layer = 0; layer < sizes.n_layers; ++layer) {
       for (const wavekv::query_run& run : batch) {
@@ -80,9 +89,7 @@ void check_steps(const any_executor& executor, std::size_t n_sequences, const Bo
                    wavekv::nhd(out.data(), n_sequences, 8, 32), {}, bound);
     }
     const std::size_t seen = n_allocations - before;
-    std::uint64_t now = 0;
-    for (const wavekv::query_run& run : batch) now += cache.stats(run.sequence).segments;
-    if (now != all_segments) {
+    if (sealed(cache, batch) != before_step) {
       ++n_sealing_steps;
     } else if (step >= 60) {  // warm: the tail was once at its longest
       INFO("step ", step, ", query kind ", step % queries.size());

@@ -181,6 +181,10 @@ class kv_cache {
       }
       sum.learnt_bytes += layer.learnt_bytes();
       sum.steady_bytes += layer.sink.bytes() + layer.tail.bytes();
+      if (layer.sealing) {
+        sum.steady_bytes += layer.sealing->bytes();
+        sum.heads_in_making += layer.sealing->segment.n_heads_done;
+      }
       sum.steps += layer.steps;
       sum.last += layer.last;
       sum.total += layer.total;
@@ -193,8 +197,10 @@ class kv_cache {
   /// @{
 
   /// @brief Appends tokens to one layer. A prefill chunk and a decode token are the same call; tokens beyond
-  /// the window are sealed into segments as they fill.
-  /// Blocks: until sealed, when this append fills a segment. Allocates: while the tail grows, and the new segment.
+  /// the window are sealed into segments as they fill: a prompt's at once, a decode step's over the steps that follow,
+  /// a KV head or so in each, while their tokens stay in the tail.
+  /// Blocks: until sealed, when this append fills a prompt's segment; for a KV head while a decode segment is sealed.
+  /// Allocates: while the tail grows, and in the calls that seal.
   /// @param keys     [n, n_kv_heads, key_dim], finite, any strides with contiguous rows
   /// @param values   [n, n_kv_heads, value_dim], likewise
   /// @param queries  [n, n_query_heads, key_dim] or empty: teaches a clusterer that asks for it what queries look for

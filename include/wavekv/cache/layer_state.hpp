@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <memory>
+#include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <wavekv/cache/checks.hpp>
@@ -15,11 +18,74 @@
 #include <wavekv/core/tensor_view.hpp>
 #include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/query_metric.hpp>
+#include <wavekv/index/sealer.hpp>
 
 /// @file layer_state.hpp
 /// @brief What one layer of one sequence holds: sink, sealed segments, tail.
 
 namespace wavekv {
+
+/// @brief A segment that is sealed over several decode steps, a few KV heads in each; its tokens stay in the tail until
+/// it is finished. Copyable: a fork goes on where its parent was.
+template <scalar T, class Segment>
+class seal_in_progress {
+ public:
+  /// @param due  tokens of the layer at which the first heads were due
+  seal_in_progress(unfinished_segment<Segment> begun, std::size_t due) noexcept
+      : segment(std::move(begun)), due_length(due) {}
+  seal_in_progress(const seal_in_progress& other) : due_length(other.due_length) {
+    segment.run = other.segment.run;
+    segment.n_heads_done = other.segment.n_heads_done;
+    segment.covariances = other.segment.covariances;
+    const auto& from = other.segment.parts;
+    auto& to = segment.parts;
+    to.n_tokens = from.n_tokens;
+    to.n_levels = from.n_levels;
+    to.token_rows = copy(from.token_rows);
+    to.heads.resize(from.heads.size());
+    for (std::size_t head = 0; head < from.heads.size(); ++head) {
+      to.heads[head].n_nodes = from.heads[head].n_nodes;
+      to.heads[head].size = from.heads[head].size;
+      to.heads[head].dispersion = from.heads[head].dispersion;
+      to.heads[head].first_child = from.heads[head].first_child;
+      to.heads[head].order = from.heads[head].order;
+      to.heads[head].value_spread = from.heads[head].value_spread;
+      for (std::size_t level = 0; level < max_tree_levels; ++level) {
+        to.heads[head].rows[level] = copy(from.heads[head].rows[level]);
+      }
+    }
+  }
+  seal_in_progress(seal_in_progress&&) noexcept = default;
+  seal_in_progress& operator=(const seal_in_progress& other) {
+    *this = seal_in_progress(other);
+    return *this;
+  }
+  seal_in_progress& operator=(seal_in_progress&&) noexcept = default;
+  ~seal_in_progress() = default;
+
+  /// @brief Bytes held.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    std::size_t sum = segment.parts.token_rows.bytes();
+    for (const auto& head : segment.parts.heads) {
+      for (const auto& rows : head.rows) {
+        sum += rows.bytes();
+      }
+    }
+    return sum;
+  }
+
+  unfinished_segment<Segment> segment;
+  std::size_t due_length;
+
+ private:
+  static aligned_storage<T> copy(const aligned_storage<T>& from) {
+    aligned_storage<T> to(from.size());
+    if (from.size() != 0) {
+      std::memcpy(to.data(), from.data(), from.bytes());
+    }
+    return to;
+  }
+};
 
 /// @brief One (sequence, layer). Tokens in order: the sink's, the segments', the tail's.
 /// Copying shares the segments and copies sink and tail: what a fork does.
@@ -28,6 +94,7 @@ struct layer_state {
   token_rows<T> sink;
   std::vector<std::shared_ptr<const Segment>> segments;
   token_rows<T> tail;
+  std::optional<seal_in_progress<T, Segment>> sealing;  ///< of the tail's oldest tokens
   std::vector<query_metric>
       metrics;  ///< [n_kv_heads], or empty when the clusterer does not ask for queries
   /// [n_kv_heads] how keys and values vary inside clusters, learnt from every segment sealed so far; null before the first
@@ -95,25 +162,24 @@ void stage_rows(token_rows<T>& tail, const tensor_view<K, 3>& keys,
   stage("values", values, [&](std::size_t head) { return tail.values(head); });
 }
 
-/// @brief How many of the tokens beyond the window are sealed now, as sizes of segments.
+/// @brief How many of the tokens that wait form the segment that is sealed next while decoding; 0: not enough of them.
 ///
-/// While a prompt is read only whole prefill segments are sealed. When decoding begins, what waits is
-/// sealed as one segment in multiples of the decode size; from then on every decode size. Layers take
-/// turns: each waits for its own share of a segment more, so that no step seals all of them.
-/// @param pending   tokens beyond sink and window
-/// @param decoding  whether this append is part of decoding
+/// Segments of a layer end at every decode size, counted from the sink, and layers take turns: the ends of layer l lie l
+/// of n_layers parts of a segment later, so that no step seals all of them and no layer waits for its turn with a longer
+/// tail. Where a prompt's last segment ends is arbitrary; the first one while decoding is therefore anything from half of
+/// a segment to one and a half. When more than that waits, all of it becomes one segment.
+/// @param first    tokens after the sink that are sealed already
+/// @param pending  tokens beyond these and before the window
 template <class SegmentSize>
-std::vector<std::size_t> seal_sizes(std::size_t pending, bool decoding, std::size_t layer,
-                                    std::size_t n_layers) {
-  std::vector<std::size_t> sizes;
-  for (; pending >= SegmentSize::prefill; pending -= SegmentSize::prefill) {
-    sizes.push_back(SegmentSize::prefill);
+constexpr std::size_t decode_seal_size(std::size_t first, std::size_t pending, std::size_t layer,
+                                       std::size_t n_layers) noexcept {
+  constexpr std::size_t whole = SegmentSize::decode;
+  const std::size_t turn = whole * layer / n_layers;
+  std::size_t size = whole - (first + whole - turn) % whole;
+  if (2 * size < whole) {
+    size += whole;
   }
-  const std::size_t turn = SegmentSize::decode * layer / n_layers;
-  if (decoding && pending >= SegmentSize::decode + turn) {
-    sizes.push_back((pending - turn) / SegmentSize::decode * SegmentSize::decode);
-  }
-  return sizes;
+  return pending < size ? 0 : size + (pending - size) / whole * whole;
 }
 
 }  // namespace detail

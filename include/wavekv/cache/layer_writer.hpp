@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -38,6 +39,7 @@ class layer_writer {
   using reader_type = block_reader<T, Buffer>;
   using segment_type = segment<T, typename reader_type::handle>;
   using layer_type = layer_state<T, segment_type>;
+  using sealer_type = sealer<T, Index, segment_type>;
   using segment_size_type = typename Index::segment_size_type;
   using cluster_count_type = typename Index::cluster_count_type;
   using clusterer_type = typename Index::clusterer_type;
@@ -62,14 +64,17 @@ class layer_writer {
         reader_(reader) {}
 
   /// @brief Makes n staged rows part of the layer, and seals what is due.
+  ///
+  /// A prompt is sealed in whole prefill segments, each in the call that fills it. A decode segment is sealed over the
+  /// steps after the one that fills it, a few KV heads in each: which heads are due follows from the layer's length
+  /// alone, so that one token a call and several give the same. Nothing else is sealed meanwhile.
   /// @param queries  [n, n_query_heads, key_dim] or empty, checked: what the clusterer learns from
   template <class Q>
   void commit(layer_type& state, std::size_t layer, std::size_t n, bool decoding,
               const tensor_view<Q, 3>& queries) {
-    const std::vector<std::size_t> sizes = detail::seal_sizes<segment_size_type>(
-        pending_tokens(state, n), decoding, layer, sizes_.n_layers);
     const bool teaches = wants_queries && !queries.empty() && n != 0;
-    if (sizes.empty()) {
+    seal_plan plan = plan_seal(state, layer, n, decoding);
+    if (plan.is_empty()) {
       if (teaches) {
         teach(state.metrics, queries);
       }
@@ -80,8 +85,7 @@ class layer_writer {
     if (teaches) {
       teach(metrics, queries);
     }
-    prepared_seal prepared = prepare(state, sizes, metrics);
-    commit_seal(state, n, prepared);
+    run_plan(state, n, plan, metrics);
     state.metrics.swap(metrics);
   }
 
@@ -90,13 +94,21 @@ class layer_writer {
     const std::size_t pending = pending_tokens(state, 0);
     std::vector<prepared_seal> prepared;
     if (pending >= cluster_count_type::tokens_at(cluster_count_type::n_levels - 1)) {
-      prepared.push_back(prepare(state, {pending}, state.metrics));
+      std::vector<seal_run> runs;
+      next_place place = first_place(state);
+      for (std::size_t left = pending; left > 0;) {  // a segment holds at most 65,536 tokens
+        runs.push_back(place.take(std::min<std::size_t>(left, segment_size_type::prefill)));
+        left -= runs.back().n_tokens;
+      }
+      prepared.push_back(prepare(state, seal_runs(state, runs, state.metrics), place.row));
     }
     return prepared;
   }
 
-  /// @brief Makes prepared segments, and n staged rows, part of their layer.
+  /// @brief Makes prepared segments, and n staged rows, part of their layer. A seal in progress is dropped: its tokens
+  /// are among them, or it is made again.
   static void commit_seal(layer_type& state, std::size_t n, prepared_seal& prepared) noexcept {
+    state.sealing.reset();
     token_rows<T>::copy_rows(state.tail, 0, state.sink, state.sink.size(), prepared.to_sink);
     state.sink.commit(prepared.to_sink);
     for (auto& segment : prepared.sealed.segments) {
@@ -114,6 +126,9 @@ class layer_writer {
       return cut;
     }
     const std::size_t before_tail = layer.length() - layer.tail.size();
+    if (cut.sealing && n_tokens < cut.sealing->due_length) {
+      cut.sealing.reset();  // it would not have begun
+    }
     if (n_tokens >= before_tail) {
       cut.tail.truncate(n_tokens - before_tail);
       return cut;
@@ -154,36 +169,155 @@ class layer_writer {
     });
   }
 
-  // Makes segments of runs of the given sizes from the front of the tail (staged rows may be among them), behind
-  // what the sink still takes. The layer holds the same tokens in the same places afterwards.
-  prepared_seal prepare(layer_type& state, const std::vector<std::size_t>& sizes,
-                        const std::vector<query_metric>& metrics) {
-    const std::size_t to_sink = sink_room(state);
-    std::vector<seal_run> runs;
-    std::size_t row = to_sink;
-    std::size_t token = state.length() - state.tail.size() + to_sink;
-    for (const std::size_t size : sizes) {
-      for (std::size_t left = size; left > 0;) {  // a segment holds at most 65,536 tokens
-        const std::size_t part = std::min<std::size_t>(left, segment_size_type::prefill);
-        runs.push_back({token, row, part});
-        token += part;
-        row += part;
-        left -= part;
-      }
+  // Where the next run of the tail's tokens begins.
+  struct next_place {
+    std::size_t token = 0;  // position in the sequence
+    std::size_t row = 0;    // in the tail
+
+    seal_run take(std::size_t n) noexcept {
+      const seal_run run{token, row, n};
+      token += n;
+      row += n;
+      return run;
     }
-    state.segments.reserve(state.segments.size() + runs.size());
-    state.sink.reserve(state.sink.size() + to_sink);
-    prepared_seal prepared;
-    prepared.sealed = sealers_.borrow()->seal(
+  };
+
+  next_place first_place(const layer_type& state) const noexcept {
+    const std::size_t to_sink = sink_room(state);
+    return {state.length() - state.tail.size() + to_sink, to_sink};
+  }
+
+  // What one commit seals.
+  struct seal_plan {
+    std::size_t old_heads_due = 0;       // of the seal in progress, from its first head on
+    bool ends_old = false;               // whether these are all of them
+    std::vector<seal_run> prompt;        // segments made at once
+    seal_run begun;                      // a new seal in progress, when n_tokens is not 0; where it would begin
+    std::size_t due_length = 0;          // of that
+    std::size_t begun_heads_due = 0;     // of that
+
+    bool is_empty() const noexcept {
+      return old_heads_due == 0 && prompt.empty() && begun.n_tokens == 0;
+    }
+  };
+
+  // KV heads made by the time a layer has this length: as many a token as keep one layer's seal within its turn.
+  std::size_t heads_due(std::size_t length, std::size_t due_length) const noexcept {
+    const std::size_t all = sizes_.n_kv_heads;
+    const std::size_t per_token =
+        (all * sizes_.n_layers + segment_size_type::decode - 1) / segment_size_type::decode;
+    return length < due_length ? 0 : std::min(all, (length - due_length + 1) * per_token);
+  }
+
+  seal_plan plan_seal(const layer_type& state, std::size_t layer, std::size_t n,
+                      bool decoding) const {
+    seal_plan plan;
+    const std::size_t length = state.length() + n;
+    std::size_t pending = pending_tokens(state, n);
+    next_place place = first_place(state);
+    if (state.sealing) {
+      const auto& segment = state.sealing->segment;
+      const std::size_t due = heads_due(length, state.sealing->due_length);
+      plan.ends_old = due == sizes_.n_kv_heads;
+      plan.old_heads_due = plan.ends_old || due > segment.n_heads_done ? due : 0;
+      if (!plan.ends_old) {
+        return plan;
+      }
+      place.take(segment.run.n_tokens);
+      pending -= segment.run.n_tokens;
+    }
+    for (; pending >= segment_size_type::prefill; pending -= segment_size_type::prefill) {
+      plan.prompt.push_back(place.take(segment_size_type::prefill));
+    }
+    const std::size_t size =
+        decoding ? detail::decode_seal_size<segment_size_type>(place.token - sink_tokens_, pending,
+                                                               layer, sizes_.n_layers)
+                 : 0;
+    plan.begun = place.take(size);
+    if (size != 0) {
+      plan.due_length = std::max(state.length() + 1, length - (pending - size));
+      plan.begun_heads_due = heads_due(length, plan.due_length);
+    }
+    return plan;
+  }
+
+  // Seals what a plan names and makes n staged rows part of the layer. Heads of a seal in progress count only once
+  // nothing can fail any more; when finishing it fails, it is dropped, and made again.
+  void run_plan(layer_type& state, std::size_t n, const seal_plan& plan,
+                const std::vector<query_metric>& metrics) {
+    const std::size_t all = sizes_.n_kv_heads;
+    if (plan.old_heads_due != 0) {
+      seal_heads(state, state.sealing->segment, plan.old_heads_due, metrics);
+    }
+    std::optional<seal_in_progress<T, segment_type>> begun;
+    if (plan.begun.n_tokens != 0) {
+      begun.emplace(sealer_type::begin(plan.begun, all, sizes_.key_dim, sizes_.value_dim),
+                    plan.due_length);
+      seal_heads(state, begun->segment, plan.begun_heads_due, metrics);
+      begun->segment.n_heads_done = plan.begun_heads_due;
+    }
+    const bool ends_begun = begun && plan.begun_heads_due == all;
+    if (plan.ends_old || !plan.prompt.empty() || ends_begun) {
+      sealed_runs<segment_type> sealed = seal_runs(state, plan.prompt, metrics);
+      if (plan.ends_old) {
+        auto old = std::exchange(state.sealing, std::nullopt);
+        finish(old->segment, sealed);
+        std::ranges::rotate(sealed.segments, sealed.segments.end() - 1);  // it comes first
+      }
+      if (ends_begun) {
+        finish(begun->segment, sealed);
+      }
+      prepared_seal prepared =
+          prepare(state, std::move(sealed), plan.begun.first_row + (ends_begun ? plan.begun.n_tokens : 0));
+      commit_seal(state, n, prepared);
+      if (begun) {
+        begun->segment.run.first_row = 0;
+      }
+    } else {
+      if (!begun) {
+        state.sealing->segment.n_heads_done = plan.old_heads_due;
+      }
+      state.tail.commit(n);
+    }
+    if (begun && !ends_begun) {
+      state.sealing = std::move(begun);
+    }
+  }
+
+  void seal_heads(const layer_type& state, unfinished_segment<segment_type>& segment,
+                  std::size_t end, const std::vector<query_metric>& metrics) {
+    if (end > segment.n_heads_done) {
+      sealers_.borrow()->seal_heads(state.tail, segment, end, sizes_.key_dim, sizes_.value_dim,
+                                    clusterer_type{}, metrics, executor_);
+    }
+  }
+
+  sealed_runs<segment_type> seal_runs(const layer_type& state, std::span<const seal_run> runs,
+                                      const std::vector<query_metric>& metrics) {
+    return sealers_.borrow()->seal(
         state.tail, sizes_.n_kv_heads, sizes_.key_dim, sizes_.value_dim, runs, clusterer_type{},
         metrics, executor_, [&](aligned_storage<T> rows) { return reader_.keep(std::move(rows)); });
+  }
+
+  void finish(unfinished_segment<segment_type>& segment, sealed_runs<segment_type>& sealed) {
+    sealer_type::finish(
+        segment, sizes_.key_dim, sizes_.value_dim,
+        [&](aligned_storage<T> rows) { return reader_.keep(std::move(rows)); }, sealed);
+  }
+
+  // Makes room in the layer for what was sealed from the first n_rows rows of its tail.
+  prepared_seal prepare(layer_type& state, sealed_runs<segment_type> sealed, std::size_t n_rows) {
+    prepared_seal prepared;
+    prepared.sealed = std::move(sealed);
+    prepared.to_sink = sink_room(state);
+    prepared.n_rows = n_rows;
+    state.segments.reserve(state.segments.size() + prepared.sealed.segments.size());
+    state.sink.reserve(state.sink.size() + prepared.to_sink);
     if (state.covariances != nullptr) {
       add_known(*state.covariances, prepared.sealed.covariances);
     }
     prepared.covariances = std::make_shared<const std::vector<head_covariances>>(
         std::move(prepared.sealed.covariances));
-    prepared.to_sink = to_sink;
-    prepared.n_rows = row;
     return prepared;
   }
 
@@ -235,7 +369,7 @@ class layer_writer {
   std::size_t window_tokens_;
   Executor& executor_;
   reader_type& reader_;
-  scratch_pool<sealer<T, Index, segment_type>> sealers_;
+  scratch_pool<sealer_type> sealers_;
 };
 
 }  // namespace wavekv

@@ -62,7 +62,9 @@ struct statistics {
   std::uint64_t index_bytes = 0;  ///< summaries and tree structure beyond K and V
   std::uint64_t learnt_bytes =
       0;  ///< query metrics and covariances inside clusters: the same at any length
-  std::uint64_t steady_bytes = 0;  ///< sink and tail, reserved
+  std::uint64_t steady_bytes = 0;  ///< sink and tail, reserved, and segments in the making
+  std::uint64_t heads_in_making =
+      0;  ///< KV heads that are made of segments that are not finished yet, all layers
   std::uint64_t steps = 0;         ///< attend calls
   step_stats last;                 ///< the last attend of each layer, added up
   step_stats total;                ///< all attends so far

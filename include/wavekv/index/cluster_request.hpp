@@ -5,13 +5,12 @@
 #include <cstdint>
 
 #include <wavekv/core/aligned_storage.hpp>
+#include <wavekv/index/query_metric.hpp>
 
 /// @file cluster_request.hpp
 /// @brief What a clusterer is given: the keys and values of one KV head of one segment, and memory to work in.
 
 namespace wavekv {
-
-class query_metric;
 
 /// @brief One clustering task. Views only: everything belongs to the caller and is not changed.
 ///
@@ -65,8 +64,13 @@ class clustering_scratch {
   buffer<std::uint32_t> counts;      ///< one per cluster
   buffer<std::uint32_t> previous;    ///< one per point
   buffer<std::uint32_t> candidates;  ///< one per point
+  buffer<float> scores;              ///< two per point: of its centroid, and a bound of the others
+  buffer<std::uint8_t> is_changed;   ///< one per cluster
+  buffer<std::uint32_t> changed;     ///< ids of the clusters that changed
+  buffer<std::uint32_t> misfit_order;  ///< one per point
   buffer<float> factor;              ///< [key_dim, key_dim]: Cholesky factor of the query metric
   buffer<float> factor_panels;       ///< the factor packed for the micro-kernel
+  query_metric factorized;           ///< whose factor that is
   buffer<std::int8_t> quantized_blocks;     ///< points in eight bits
   buffer<std::int8_t> quantized_panels;     ///< centroids in eight bits
   buffer<std::int32_t> quantized_offsets;   ///< one per centroid

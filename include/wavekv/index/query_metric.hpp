@@ -145,6 +145,9 @@ class query_metric {
     }
   }
 
+  /// @brief Whether both have seen the same.  Complexity: O(key_dim²).
+  friend bool operator==(const query_metric&, const query_metric&) = default;
+
   /// @brief Bytes held.
   [[nodiscard]] std::size_t bytes() const noexcept { return lower_.size() * sizeof(float); }
 

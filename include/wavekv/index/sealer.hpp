@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -17,6 +18,8 @@
 #include <wavekv/cpu/simd.hpp>
 #include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/cluster_tree_builder.hpp>
+#include <wavekv/index/detail/cluster_statistics.hpp>
+#include <wavekv/index/detail/metric_space.hpp>
 #include <wavekv/index/query_metric.hpp>
 #include <wavekv/index/segment.hpp>
 
@@ -30,6 +33,16 @@ struct seal_run {
   std::size_t first_token = 0;  ///< position in the sequence
   std::size_t first_row = 0;    ///< place in the rows that are sealed from
   std::size_t n_tokens = 0;     ///< 1 to 65,536
+};
+
+/// @brief A segment in the making: some of its KV heads are done. Nobody sees it before it is finished, so that it may
+/// be dropped at any time and made again.
+template <class Segment>
+struct unfinished_segment {
+  seal_run run;
+  typename Segment::parts parts;
+  std::vector<head_covariances> covariances;  ///< [n_kv_heads]
+  std::size_t n_heads_done = 0;               ///< heads [0, n_heads_done) are made
 };
 
 /// @brief What sealing gives: the segments, and what their clusters teach about values, per KV head.
@@ -60,38 +73,64 @@ class sealer {
                             std::size_t value_dim, std::span<const seal_run> runs,
                             const clusterer_type& clusterer, std::span<const query_metric> metrics,
                             Executor& executor, Keep&& keep) {
-    std::vector<typename Segment::parts> parts(runs.size());
-    std::vector<head_covariances> covariances(runs.size() * n_heads);
-    for (std::size_t r = 0; r < runs.size(); ++r) {
-      parts[r].n_tokens = runs[r].n_tokens;
-      parts[r].n_levels = n_levels;
-      parts[r].heads.resize(n_heads);
-      parts[r].token_rows = aligned_storage<T>(n_heads * runs[r].n_tokens * (key_dim + value_dim));
+    std::vector<unfinished_segment<Segment>> made;
+    made.reserve(runs.size());
+    for (const seal_run& run : runs) {
+      made.push_back(begin(run, n_heads, key_dim, value_dim));
     }
-    if (workers_.size() < executor.concurrency()) {
-      workers_.resize(executor.concurrency());
-    }
+    make_workers(executor);
     executor.parallel_for(runs.size() * n_heads, [&](std::size_t task, std::size_t worker) {
-      const std::size_t r = task / n_heads;
-      const std::size_t head = task % n_heads;
-      seal_head(rows.keys(head) + runs[r].first_row * key_dim,
-                rows.values(head) + runs[r].first_row * value_dim, key_dim, value_dim, head,
-                clusterer, metrics.empty() ? nullptr : &metrics[head], parts[r], covariances[task],
+      seal_head(rows, made[task / n_heads], task % n_heads, key_dim, value_dim, clusterer, metrics,
                 workers_[worker]);
     });
     sealed_runs<Segment> sealed;
     sealed.segments.reserve(runs.size());
     sealed.covariances.resize(n_heads);
-    for (std::size_t r = 0; r < runs.size(); ++r) {
-      sealed.segments.push_back(std::make_shared<const Segment>(
-          runs[r].first_token, key_dim, value_dim, std::move(parts[r]), keep));
-      for (std::size_t head = 0; head < n_heads; ++head) {
-        for (std::size_t level = 0; level < n_levels; ++level) {
-          sealed.covariances[head][level].add(covariances[r * n_heads + head][level]);
-        }
-      }
+    for (unfinished_segment<Segment>& segment : made) {
+      finish(segment, key_dim, value_dim, keep, sealed);
     }
     return sealed;
+  }
+
+  /// @brief A segment none of whose heads is made.  @throw std::bad_alloc
+  static unfinished_segment<Segment> begin(const seal_run& run, std::size_t n_heads,
+                                           std::size_t key_dim, std::size_t value_dim) {
+    unfinished_segment<Segment> begun;
+    begun.run = run;
+    begun.parts.n_tokens = run.n_tokens;
+    begun.parts.n_levels = n_levels;
+    begun.parts.heads.resize(n_heads);
+    begun.parts.token_rows = aligned_storage<T>(n_heads * run.n_tokens * (key_dim + value_dim));
+    begun.covariances.resize(n_heads);
+    return begun;
+  }
+
+  /// @brief Makes heads [n_heads_done, end) of a segment; n_heads_done stays, so that the caller decides whether they
+  /// count. Parameters as for seal.
+  template <executor Executor>
+  void seal_heads(const token_rows<T>& rows, unfinished_segment<Segment>& segment, std::size_t end,
+                  std::size_t key_dim, std::size_t value_dim, const clusterer_type& clusterer,
+                  std::span<const query_metric> metrics, Executor& executor) {
+    make_workers(executor);
+    const std::size_t first = segment.n_heads_done;
+    executor.parallel_for(end - first, [&](std::size_t task, std::size_t worker) {
+      seal_head(rows, segment, first + task, key_dim, value_dim, clusterer, metrics,
+                workers_[worker]);
+    });
+  }
+
+  /// @brief Adds a segment all of whose heads are made to what was sealed before it. Its parts move on.
+  /// @throw std::bad_alloc, io_error by a store; the parts may then be gone
+  template <class Keep>
+  static void finish(unfinished_segment<Segment>& segment, std::size_t key_dim,
+                     std::size_t value_dim, Keep&& keep, sealed_runs<Segment>& sealed) {
+    for (std::size_t head = 0; head < segment.covariances.size(); ++head) {
+      for (std::size_t level = 0; level < n_levels; ++level) {
+        sealed.covariances[head][level].add(segment.covariances[head][level]);
+      }
+    }
+    sealed.segments.push_back(std::make_shared<const Segment>(
+        segment.run.first_token, key_dim, value_dim, std::move(segment.parts), keep));
   }
 
  private:
@@ -100,13 +139,27 @@ class sealer {
     cluster_tree tree;
     std::vector<float> keys;
     std::vector<float> values;
-    std::vector<double> matrix;
+    covariance_scratch covariance;
+    std::vector<float> rounded;          // [n_nodes, key_dim] centroids as they are stored
+    std::vector<std::uint32_t> node_ids;
+    std::vector<double> rounding;        // [n_nodes] what that adds to the dispersion
   };
 
-  static void seal_head(const T* keys, const T* values, std::size_t key_dim, std::size_t value_dim,
-                        std::size_t head, const clusterer_type& clusterer,
-                        const query_metric* metric, typename Segment::parts& parts,
-                        head_covariances& covariances, worker_state& worker) {
+  template <executor Executor>
+  void make_workers(const Executor& executor) {
+    if (workers_.size() < executor.concurrency()) {
+      workers_.resize(executor.concurrency());
+    }
+  }
+
+  static void seal_head(const token_rows<T>& from, unfinished_segment<Segment>& segment,
+                        std::size_t head, std::size_t key_dim, std::size_t value_dim,
+                        const clusterer_type& clusterer, std::span<const query_metric> metrics,
+                        worker_state& worker) {
+    typename Segment::parts& parts = segment.parts;
+    const T* keys = from.keys(head) + segment.run.first_row * key_dim;
+    const T* values = from.values(head) + segment.run.first_row * value_dim;
+    const query_metric* metric = metrics.empty() ? nullptr : &metrics[head];
     const std::size_t n = parts.n_tokens;
     worker.keys.resize(n * key_dim);
     worker.values.resize(n * value_dim);
@@ -131,11 +184,14 @@ class sealer {
     part.value_spread = spread(worker.values, n, value_dim);
     T* rows = parts.token_rows.data() + head * n * (key_dim + value_dim);
     lay_out_tokens(keys, values, key_dim, value_dim, worker.tree, rows);
-    query_matrix(request, worker.matrix);
+    const detail::metric_space space(request.metric, key_dim, worker.scratch);
     for (std::size_t level = 0; level < n_levels; ++level) {
-      lay_out_summaries(worker.tree, level, worker.matrix, part);
-      covariances[level] = learn_covariance(request, worker.tree, level, part.dispersion[level]);
+      lay_out_summaries(worker.tree, level, space, worker, part);
     }
+    std::array<std::span<const float>, n_levels> dispersions;
+    std::ranges::copy_n(part.dispersion.begin(), n_levels, dispersions.begin());
+    learn_covariances(request, worker.tree, dispersions, worker.covariance,
+                      segment.covariances[head]);
   }
 
   // K and V of each cluster: its keys in tree order, then its values.
@@ -154,86 +210,60 @@ class sealer {
 
   // One level's families: the centroids of a parent's children, then their value means.
   static void lay_out_summaries(const cluster_tree& tree, std::size_t level,
-                                const std::vector<double>& matrix,
+                                const detail::metric_space& space, worker_state& worker,
                                 typename Segment::parts::head_part& part) {
     const cluster_tree_level& source = tree.levels[level];
+    const std::size_t key_dim = tree.key_dim;
     part.n_nodes[level] = static_cast<std::uint32_t>(source.n_nodes);
     part.size[level].assign(source.sizes.begin(), source.sizes.end());
-    part.dispersion[level] = source.dispersions;
     part.first_child[level] = source.first_child;
-    part.rows[level] = aligned_storage<T>(source.n_nodes * (tree.key_dim + tree.value_dim));
+    part.rows[level] = aligned_storage<T>(source.n_nodes * (key_dim + tree.value_dim));
     const std::array<std::uint32_t, 2> whole{0, static_cast<std::uint32_t>(source.n_nodes)};
     const std::span<const std::uint32_t> family =
         level + 1 < n_levels ? std::span<const std::uint32_t>(tree.levels[level + 1].first_child)
                              : std::span<const std::uint32_t>(whole);
     T* to = part.rows[level].data();
+    worker.rounded.resize(source.n_nodes * key_dim);
     for (std::size_t parent = 0; parent + 1 < family.size(); ++parent) {
       const std::size_t first = family[parent];
       const std::size_t n = family[parent + 1] - first;
-      simd::from_float(to, source.centroids.data() + first * tree.key_dim, n * tree.key_dim);
-      for (std::size_t i = 0; i < n; ++i) {
-        part.dispersion[level][first + i] +=
-            rounding_dispersion(source.centroids.data() + (first + i) * tree.key_dim,
-                                to + i * tree.key_dim, tree.key_dim, matrix);
-      }
-      to += n * tree.key_dim;
+      simd::from_float(to, source.centroids.data() + first * key_dim, n * key_dim);
+      simd::to_float(worker.rounded.data() + first * key_dim, to, n * key_dim);
+      to += n * key_dim;
       simd::from_float(to, source.value_means.data() + first * tree.value_dim, n * tree.value_dim);
       to += n * tree.value_dim;
     }
-  }
-
-  // The mean of q·qᵀ over the queries seen, scaled to trace 1; the identity over key_dim when there were none.
-  static void query_matrix(const cluster_request& request, std::vector<double>& matrix) {
-    const std::size_t dim = request.key_dim;
-    matrix.assign(dim * dim, 0.0);
-    if (request.metric != nullptr) {
-      request.metric->normalized(matrix);
+    // What rounding a centroid to the storage scalar adds to its dispersion. Keys often share an offset far larger than
+    // what tells them apart: the error of a summary's logit is then mostly this.
+    worker.node_ids.resize(source.n_nodes);
+    std::iota(worker.node_ids.begin(), worker.node_ids.end(), 0U);
+    worker.rounding.assign(source.n_nodes, 0.0);
+    detail::add_dispersions(
+        source.centroids.data(), worker.node_ids, key_dim, space,
+        [&](std::size_t node) { return worker.rounded.data() + node * key_dim; },
+        [](std::size_t) { return 1.0; }, worker.rounding, worker.scratch);
+    part.dispersion[level] = source.dispersions;
+    for (std::size_t node = 0; node < source.n_nodes; ++node) {
+      part.dispersion[level][node] += static_cast<float>(worker.rounding[node]);
     }
-    for (std::size_t i = 0; i < dim; ++i) {
-      if (request.metric == nullptr) {
-        matrix[i * dim + i] = 1.0;
-      }
-      for (std::size_t j = 0; j < dim; ++j) {
-        matrix[i * dim + j] /= static_cast<double>(dim);
-      }
-    }
-  }
-
-  // What rounding a centroid to the storage scalar adds to its dispersion. Keys often share an offset far larger than
-  // what tells them apart: the error of a summary's logit is then mostly this.
-  static float rounding_dispersion(const float* centroid, const T* stored, std::size_t dim,
-                                   const std::vector<double>& matrix) {
-    double sum = 0.0;
-    for (std::size_t i = 0; i < dim; ++i) {
-      const double x = static_cast<double>(centroid[i]) - static_cast<double>(to_float(stored[i]));
-      if (x == 0.0) {
-        continue;
-      }
-      for (std::size_t j = 0; j < dim; ++j) {
-        const double y =
-            static_cast<double>(centroid[j]) - static_cast<double>(to_float(stored[j]));
-        sum += x * matrix[i * dim + j] * y;
-      }
-    }
-    return static_cast<float>(std::max(sum, 0.0));
   }
 
   static float spread(const std::vector<float>& values, std::size_t n, std::size_t dim) {
     std::vector<double> mean(dim, 0.0);
-    double squared = 0.0;
+    std::vector<double> squared(dim, 0.0);
     for (std::size_t i = 0; i < n; ++i) {
       for (std::size_t j = 0; j < dim; ++j) {
         const auto x = static_cast<double>(values[i * dim + j]);
         mean[j] += x;
-        squared += x * x;
+        squared[j] += x * x;
       }
     }
     const auto count = static_cast<double>(n);
-    double of_mean = 0.0;
-    for (const double sum : mean) {
-      of_mean += sum / count * (sum / count);
+    double variance = 0.0;
+    for (std::size_t j = 0; j < dim; ++j) {
+      variance += squared[j] / count - mean[j] / count * (mean[j] / count);
     }
-    return static_cast<float>(std::sqrt(std::max(0.0, squared / count - of_mean)));
+    return static_cast<float>(std::sqrt(std::max(0.0, variance)));
   }
 
   std::vector<worker_state> workers_;

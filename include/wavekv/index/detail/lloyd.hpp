@@ -66,6 +66,8 @@ class lloyd {
         biases_(scratch.biases.take(n_clusters)),
         sums_(scratch.sums.take(n_clusters * dim)),
         counts_(scratch.counts.take(n_clusters)),
+        is_changed_(scratch.is_changed.take(n_clusters)),
+        changed_(scratch.changed.take(n_clusters)),
         nearest_(points, n_points, dim, n_clusters, scratch) {}
 
   /// Returns the number of clusters; every one has a point.
@@ -73,18 +75,28 @@ class lloyd {
     std::uint32_t* previous = scratch_.previous.take(n_points_);
     take_seeds();
     for (int iteration = 0; iteration < n_iterations; ++iteration) {
+      if (iteration < 2) {
+        mark_all();
+      } else {
+        mark_changed(previous);
+      }
+      if (n_changed_ == 0) {
+        break;  // the same assignment would give the same centroids, and so on
+      }
       if (iteration > 0) {
         std::copy(assignment_.begin(), assignment_.end(), previous);
         add_up();
       }
       finish_centroids();
-      nearest_.set_centroids(centroids_, biases_);
-      nearest_.assign(assignment_);
-      repair();
-      // The same assignment would give the same centroids, and so on: no further iteration changes anything.
-      if (iteration > 0 && std::equal(assignment_.begin(), assignment_.end(), previous)) {
-        break;
+      // A centroid whose cluster is what it was need not be looked at again, for nearly every point.
+      if (8 * n_changed_ >= 7 * n_clusters_) {
+        nearest_.set_centroids(centroids_, biases_);
+        nearest_.assign(assignment_);
+      } else {
+        nearest_.update_centroids(centroids_, biases_, {changed_, n_changed_});
+        nearest_.reassign(assignment_, is_changed_);
       }
+      repair();
     }
     return drop_empty_clusters(assignment_, n_clusters_, counts_);
   }
@@ -99,10 +111,38 @@ class lloyd {
     }
   }
 
-  void add_up() {
-    std::fill_n(sums_, n_clusters_ * dim_, 0.0);
-    std::fill_n(counts_, n_clusters_, 0U);
+  void mark_all() {
+    std::fill_n(is_changed_, n_clusters_, std::uint8_t{1});
+    std::iota(changed_, changed_ + n_clusters_, 0U);
+    n_changed_ = n_clusters_;
+  }
+
+  /// Marks the clusters that lost or got a point.
+  void mark_changed(const std::uint32_t* previous) {
+    std::fill_n(is_changed_, n_clusters_, std::uint8_t{0});
     for (std::size_t p = 0; p < n_points_; ++p) {
+      if (assignment_[p] != previous[p]) {
+        is_changed_[assignment_[p]] = is_changed_[previous[p]] = 1;
+      }
+    }
+    n_changed_ = 0;
+    for (std::size_t c = 0; c < n_clusters_; ++c) {
+      if (is_changed_[c] != 0) {
+        changed_[n_changed_++] = static_cast<std::uint32_t>(c);
+      }
+    }
+  }
+
+  /// Sums and counts of the changed clusters, anew and in the order of the points.
+  void add_up() {
+    for (std::size_t i = 0; i < n_changed_; ++i) {
+      std::fill_n(sums_ + changed_[i] * dim_, dim_, 0.0);
+      counts_[changed_[i]] = 0;
+    }
+    for (std::size_t p = 0; p < n_points_; ++p) {
+      if (is_changed_[assignment_[p]] == 0) {
+        continue;
+      }
       const float* row = points_ + p * dim_;
       double* sum = sums_ + assignment_[p] * dim_;
       ++counts_[assignment_[p]];
@@ -112,10 +152,11 @@ class lloyd {
     }
   }
 
-  /// Centroids from sums and counts. A cluster whose sum vanishes, or that is empty, keeps a zero vector:
+  /// Changed centroids from sums and counts. A cluster whose sum vanishes, or that is empty, keeps a zero vector:
   /// a legal centroid that attracts only what no other does.
   void finish_centroids() {
-    for (std::size_t c = 0; c < n_clusters_; ++c) {
+    for (std::size_t changed = 0; changed < n_changed_; ++changed) {
+      const std::size_t c = changed_[changed];
       const double* sum = sums_ + c * dim_;
       float* centroid = centroids_ + c * dim_;
       double square = 0;
@@ -165,7 +206,7 @@ class lloyd {
       return;
     }
     float* misfits = scratch_.misfits.take(n_points_);
-    std::uint32_t* candidates = scratch_.candidates.take(n_points_);
+    std::uint32_t* candidates = scratch_.misfit_order.take(n_points_);
     std::size_t n_candidates = 0;
     for (std::size_t p = 0; p < n_points_; ++p) {
       const fit found = fit_of(p);
@@ -192,6 +233,7 @@ class lloyd {
       --counts_[assignment_[moved]];
       assignment_[moved] = static_cast<std::uint32_t>(c);
       counts_[c] = 1;
+      nearest_.forget(moved);
     }
   }
 
@@ -205,6 +247,9 @@ class lloyd {
   float* biases_;
   double* sums_;
   std::uint32_t* counts_;
+  std::uint8_t* is_changed_;
+  std::uint32_t* changed_;  // ids of the changed clusters, in order
+  std::size_t n_changed_ = 0;
   Nearest nearest_;
 };
 

@@ -16,6 +16,7 @@
 namespace wavekv::detail {
 
 /// The factor of one metric, packed for the micro-kernel; the identity without a metric that knows anything.
+/// A scratch keeps the factor of the metric it saw last: one KV head asks for it several times.
 class metric_space {
  public:
   metric_space(const query_metric* metric, std::size_t key_dim, clustering_scratch& scratch)
@@ -27,11 +28,16 @@ class metric_space {
       throw shape_error(
           message("query_metric has key_dim ", metric->key_dim(), "; the keys have ", key_dim));
     }
-    float* factor = scratch.factor.take(key_dim * key_dim);
-    metric->factor(std::span<float>(factor, key_dim * key_dim));
-    float* panels = scratch.factor_panels.take(panel_shape::n_panels(key_dim) *
-                                               panel_shape::panel_width * key_dim);
-    pack_panels_of_columns(factor, key_dim, key_dim, panels);
+    const std::size_t n_floats =
+        panel_shape::n_panels(key_dim) * panel_shape::panel_width * key_dim;
+    float* panels = scratch.factor_panels.take(n_floats);
+    if (!(scratch.factorized == *metric)) {
+      scratch.factorized = query_metric();
+      float* factor = scratch.factor.take(key_dim * key_dim);
+      metric->factor(std::span<float>(factor, key_dim * key_dim));
+      pack_panels_of_columns(factor, key_dim, key_dim, panels);
+      scratch.factorized = *metric;
+    }
     panels_ = panels;
   }
 

@@ -120,36 +120,47 @@ HWY_INLINE void tile_scores(const float* block, const float* panel, std::size_t 
               std::make_index_sequence<panel_shape::block_rows>());
 }
 
-/// For the rows of one packed block: the column of the largest score (ties: the smaller column).
+/// The two largest scores of a row, and where the largest is.
+struct largest_two {
+  std::uint32_t column;  ///< of the largest; of equal ones the smallest
+  float largest;
+  float second;  ///< the largest of all other columns
+};
+
+/// For the rows of one packed block: the two largest scores of each.
 /// @param bias  [n_panels · panel_width]; padding columns must hold the lowest float, so that they never win
 inline void largest_scores(const float* block, std::size_t n_rows, const float* panels,
                            const float* bias, std::size_t n_columns, std::size_t dim,
-                           std::uint32_t* column) {
+                           largest_two* found) {
   constexpr std::size_t lanes = panel_shape::lanes;
   const panel_shape::tag d;
   const hn::RebindToSigned<panel_shape::tag> di;
   HWY_ALIGN float best[panel_shape::block_rows * lanes];
+  HWY_ALIGN float second[panel_shape::block_rows * lanes];
   HWY_ALIGN std::int32_t best_vector[panel_shape::block_rows * lanes];
   std::fill_n(best, panel_shape::block_rows * lanes, hwy::LowestValue<float>());
+  std::fill_n(second, panel_shape::block_rows * lanes, hwy::LowestValue<float>());
   std::fill_n(best_vector, panel_shape::block_rows * lanes, 0);
   const std::size_t n_panels = panel_shape::n_panels(n_columns);
   for (std::size_t p = 0; p < n_panels; ++p) {
     const auto first = static_cast<std::int32_t>(2 * p);
     // Per lane a strict comparison, in order of the columns: equal scores keep the smaller column.
-    tile_scores(block, panels + p * panel_shape::panel_width * dim, dim,
-                bias + p * panel_shape::panel_width,
-                [&](std::size_t row, auto left, auto right) HWY_ATTR {
-                  const auto is_right = hn::Gt(right, left);
-                  const auto larger = hn::IfThenElse(is_right, right, left);
-                  const auto which = hn::IfThenElse(hn::RebindMask(di, is_right),
-                                                    hn::Set(di, first + 1), hn::Set(di, first));
-                  const auto held = hn::Load(d, best + row * lanes);
-                  const auto wins = hn::Gt(larger, held);
-                  hn::Store(hn::IfThenElse(wins, larger, held), d, best + row * lanes);
-                  const auto held_vector = hn::Load(di, best_vector + row * lanes);
-                  hn::Store(hn::IfThenElse(hn::RebindMask(di, wins), which, held_vector), di,
-                            best_vector + row * lanes);
-                });
+    tile_scores(
+        block, panels + p * panel_shape::panel_width * dim, dim,
+        bias + p * panel_shape::panel_width, [&](std::size_t row, auto left, auto right) HWY_ATTR {
+          const auto is_right = hn::Gt(right, left);
+          const auto larger = hn::IfThenElse(is_right, right, left);
+          const auto which = hn::IfThenElse(hn::RebindMask(di, is_right), hn::Set(di, first + 1),
+                                            hn::Set(di, first));
+          const auto held = hn::Load(d, best + row * lanes);
+          const auto wins = hn::Gt(larger, held);
+          hn::Store(hn::IfThenElse(wins, larger, held), d, best + row * lanes);
+          const auto loser = hn::Max(hn::Min(left, right), hn::Min(larger, held));
+          hn::Store(hn::Max(hn::Load(d, second + row * lanes), loser), d, second + row * lanes);
+          const auto held_vector = hn::Load(di, best_vector + row * lanes);
+          hn::Store(hn::IfThenElse(hn::RebindMask(di, wins), which, held_vector), di,
+                    best_vector + row * lanes);
+        });
   }
   for (std::size_t r = 0; r < n_rows; ++r) {
     const float* scores = best + r * lanes;
@@ -165,7 +176,11 @@ inline void largest_scores(const float* block, std::size_t n_rows, const float* 
         winner = std::min(winner, candidate);
       }
     }
-    column[r] = static_cast<std::uint32_t>(winner);
+    float next = hwy::LowestValue<float>();
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      next = std::max(next, lane == winner % lanes ? second[r * lanes + lane] : scores[lane]);
+    }
+    found[r] = {static_cast<std::uint32_t>(winner), top, next};
   }
 }
 
