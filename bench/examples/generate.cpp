@@ -47,6 +47,7 @@ constexpr std::size_t sweep_bytes = std::size_t{512} << 20U;
 struct options {
   std::filesystem::path directory = std::filesystem::temp_directory_path();
   std::filesystem::path make;
+  std::filesystem::path model;
   std::filesystem::path json_file;
   std::vector<std::size_t> threads;
   std::size_t prompt_tokens = 512;
@@ -163,9 +164,8 @@ std::vector<transformer::linear> projections_of(const transformer::checkpoint& w
 
 /// The example's projections, each time of another layer, so that weights come from memory as in a prefill; beside
 /// them Eigen's product of the same shapes with weights that are floats already.
-projections_result project(const std::filesystem::path& directory, const llama_shape& shape,
-                           const options& options) {
-  const transformer::checkpoint weights(directory);
+projections_result project(const llama_shape& shape, const options& options) {
+  const transformer::checkpoint weights(options.model);
   std::vector<row_major> widened;
   std::size_t width = 0;
   projections_result result;
@@ -201,12 +201,11 @@ projections_result project(const std::filesystem::path& directory, const llama_s
 
 // --- the program -----------------------------------------------------------------------------------
 
-json measure(transformer::model& model, const std::filesystem::path& directory,
-             const llama_shape& shape, const memory_sweep& sweep, const options& options,
-             std::size_t n_threads) {
+json measure(transformer::model& model, const llama_shape& shape, const memory_sweep& sweep,
+             const options& options, std::size_t n_threads) {
   omp_set_num_threads(static_cast<int>(n_threads));
   const decode_result decoded = decode(model, sweep, options, n_threads);
-  const projections_result projected = project(directory, shape, options);
+  const projections_result projected = project(shape, options);
   const double bytes = static_cast<double>(shape.matrix_elements() * sizeof(wavekv::bf16));
   const auto read = [&](double time) { return static_cast<double>(sweep.bytes()) / time / 1e9; };
   const auto weights = [&](double time) { return bytes / time / 1e9; };
@@ -256,6 +255,9 @@ void parse_command_line(CLI::App& app, options& options) {
   app.add_option("--make", options.make,
                  "Only make the checkpoint, in this directory, and leave it there: for "
                  "wavekv_generate --model");
+  app.add_option("--model", options.model, "Measure a checkpoint that --make left")
+      ->check(CLI::ExistingDirectory)
+      ->excludes("--make");
   app.add_option("--threads", options.threads, "Numbers of threads (default: 1 and all cores)")
       ->check(CLI::Range(1, 4096));
   app.add_option("--steps", options.steps, "Decode steps that are timed")
@@ -286,16 +288,18 @@ int run(options options) {
     if (omp_get_num_procs() > 1)
       options.threads.push_back(static_cast<std::size_t>(omp_get_num_procs()));
   }
-  const temporary_directory directory(options.directory);
-  std::size_t n_parameters = 0;
-  const double making = seconds([&] {
-    n_parameters = write_random_llama(directory.path(), shape, seed);
-  });
+  std::optional<temporary_directory> temporary;
+  double making = 0;
+  if (options.model.empty()) {
+    temporary.emplace(options.directory);
+    options.model = temporary->path();
+    making = seconds([&] { write_random_llama(options.model, shape, seed); });
+  }
   stop_if_interrupted();
   json results = {{"benchmark", "generate"},
                   {"model",
-                   {{"parameters", n_parameters},
-                    {"weight_bytes", n_parameters * sizeof(wavekv::bf16)},
+                   {{"parameters", shape.n_parameters()},
+                    {"weight_bytes", shape.n_parameters() * sizeof(wavekv::bf16)},
                     {"bytes_per_token", shape.matrix_elements() * sizeof(wavekv::bf16)},
                     {"layers", shape.n_layers},
                     {"hidden", shape.hidden_size},
@@ -304,12 +308,12 @@ int run(options options) {
                   {"targets", {{"decode_share", target_share}, {"projections_share", target_share}}},
                   {"runs", json::array()}};
   std::printf("%zu parameters, bf16, made in %.1f s; prompt of %zu tokens; medians of %zu steps\n",
-              n_parameters, making, options.prompt_tokens, options.steps);
+              shape.n_parameters(), making, options.prompt_tokens, options.steps);
   print_head();
-  transformer::model model(directory.path());
+  transformer::model model(options.model);
   const memory_sweep sweep(sweep_bytes);
   for (const std::size_t n_threads : options.threads) {
-    results["runs"].push_back(measure(model, directory.path(), shape, sweep, options, n_threads));
+    results["runs"].push_back(measure(model, shape, sweep, options, n_threads));
     print_row(results["runs"].back());
   }
   if (!options.json_file.empty()) {

@@ -180,19 +180,19 @@ class output_file {
 
 }  // namespace
 
-std::size_t write_random_llama(const std::filesystem::path& directory, const llama_shape& shape,
-                               std::uint64_t seed) {
+void write_random_llama(const std::filesystem::path& directory, const llama_shape& shape,
+                        std::uint64_t seed) {
   write_json(directory / "config.json", config_of(shape));
   write_json(directory / "tokenizer.json", byte_tokenizer());
 
   const std::vector<tensor> tensors = tensors_of(shape);
   json header = {{"__metadata__", {{"format", "pt"}}}};
-  std::size_t n_parameters = 0;
+  std::size_t offset = 0;
   for (const tensor& each : tensors) {
-    const std::size_t end = n_parameters + each.n_elements();
+    const std::size_t end = offset + each.n_elements() * sizeof(wavekv::bf16);
     header[each.name] = {
-        {"dtype", "BF16"}, {"shape", each.shape}, {"data_offsets", {2 * n_parameters, 2 * end}}};
-    n_parameters = end;
+        {"dtype", "BF16"}, {"shape", each.shape}, {"data_offsets", {offset, end}}};
+    offset = end;
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');  // data begins aligned
@@ -218,7 +218,6 @@ std::size_t write_random_llama(const std::filesystem::path& directory, const lla
     }
   }
   file.close();
-  return n_parameters;
 }
 
 }  // namespace wavekv_bench

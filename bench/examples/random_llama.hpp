@@ -29,6 +29,10 @@ struct llama_shape {
   [[nodiscard]] std::size_t matrix_elements() const noexcept {
     return n_layers * layer_elements() + vocab_size * hidden_size;
   }
+  /// @brief All weights, norms included.
+  [[nodiscard]] std::size_t n_parameters() const noexcept {
+    return matrix_elements() + (2 * n_layers + 1) * hidden_size;
+  }
 };
 
 /// @brief Writes config.json, tokenizer.json and model.safetensors (bf16) into a directory that exists.
@@ -38,8 +42,7 @@ struct llama_shape {
 /// rows of published checkpoints do. The files are on the disk when it returns.
 /// Complexity: one write of every byte. Blocks: for the disk.
 /// @throw std::runtime_error when a file cannot be written
-/// @return parameters, norms included
-std::size_t write_random_llama(const std::filesystem::path& directory, const llama_shape& shape,
-                               std::uint64_t seed);
+void write_random_llama(const std::filesystem::path& directory, const llama_shape& shape,
+                        std::uint64_t seed);
 
 }  // namespace wavekv_bench
