@@ -146,13 +146,25 @@ struct decode_result {
   double prefill_tokens_s = 0;
 };
 
+using cache_type = wavekv::kv_cache<>;
+
+transformer::session start(const transformer::model& model, cache_type& cache) {
+  return model.start(std::make_unique<transformer::wave_attention<cache_type>>(
+      cache, cache_type::bound_type{}));
+}
+
+/// One step that nobody times: it reads all weights from the disk.
+void load_weights(transformer::model& model) {
+  cache_type cache(transformer::cache_geometry(model.config(), model.n_full_layers()));
+  auto session = start(model, cache);
+  model.decode(session, 0);
+}
+
 /// Prompt and steps as wavekv_generate runs them, with memory read both ways before every third step.
 decode_result decode(transformer::model& model, const memory_sweep& sweep,
                      const stream_sweep& streams, const options& options, std::size_t n_threads) {
-  using cache_type = wavekv::kv_cache<>;
   cache_type cache(transformer::cache_geometry(model.config(), model.n_full_layers()));
-  auto session = model.start(std::make_unique<transformer::wave_attention<cache_type>>(
-      cache, cache_type::bound_type{}));
+  auto session = start(model, cache);
   std::vector<transformer::token_id> prompt(options.prompt_tokens + 1);
   for (std::size_t i = 0; i < prompt.size(); ++i)
     prompt[i] = static_cast<transformer::token_id>(i * 7919 % 256);  // bytes, as its tokenizer makes
@@ -361,6 +373,7 @@ int run(options options) {
               shape.n_parameters(), making, options.prompt_tokens, options.steps);
   print_head();
   transformer::model model(options.model);
+  load_weights(model);
   const memory_sweep sweep(sweep_bytes);
   const stream_sweep streams;
   for (const std::size_t n_threads : options.threads) {

@@ -39,7 +39,8 @@ struct llama_shape {
 ///
 /// Matrices are uniform with the standard deviation 0.02 that such models are initialised with, norms are one. The
 /// tokenizer knows the 256 bytes and no merges; the other rows of the vocabulary stand for no text, as padding
-/// rows of published checkpoints do. The files are on the disk when it returns.
+/// rows of published checkpoints do. The weights are on the disk, and out of
+/// the page cache, when it returns.
 /// Complexity: one write of every byte. Blocks: for the disk.
 /// @throw std::runtime_error when a file cannot be written
 void write_random_llama(const std::filesystem::path& directory, const llama_shape& shape,
