@@ -38,14 +38,17 @@ mkdir -p "$out"
 
 bench_arguments=()
 accuracy_arguments=()
+generate_arguments=()
 if ((short)); then
   export WAVEKV_BENCH_SHORT=1
   bench_arguments=(--benchmark_min_time=0.01)
   accuracy_arguments=(--tokens 4096 --questions 16 --temperatures 10)
+  generate_arguments=(--short)
 fi
 
 for bench in "$build"/bin/wavekv_bench_*; do
   name=${bench##*/wavekv_bench_}
+  [[ $name == generate ]] && continue # makes 2.5 GB; below
   echo "--- $name"
   "$bench" ${bench_arguments[@]+"${bench_arguments[@]}"} \
     --benchmark_out="$out/$name.json" --benchmark_out_format=json
@@ -53,6 +56,9 @@ done
 echo "--- bound_accuracy"
 "$build/bin/bound_accuracy" ${accuracy_arguments[@]+"${accuracy_arguments[@]}"} \
   --json "$out/bound_accuracy.json" | tee "$out/bound_accuracy.md"
+echo "--- generate"
+"$build/bin/wavekv_bench_generate" ${generate_arguments[@]+"${generate_arguments[@]}"} \
+  --json "$out/generate.json" | tee "$out/generate.md"
 
 echo "--- results in $out"
 for python in python3 /usr/bin/python3; do

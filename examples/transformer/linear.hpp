@@ -16,9 +16,10 @@ struct linear {
 };
 
 /// @brief Applies a linear layer to some tokens. A few tokens (decode) read W once, row by row,
-/// widened in registers: bound by memory. Many tokens (prefill) widen W a panel of rows at a time
-/// and leave the product to Eigen: bound by arithmetic. W is never widened as a whole. Runs on
-/// OpenMP's threads; the result does not depend on their number.
+/// widened in registers: bound by memory. Many tokens (prefill) widen a block of W at a time and
+/// multiply it by all of them (wavekv::simd::tile_product): bound by arithmetic. W is never widened
+/// as a whole. Runs on OpenMP's threads; the result does not depend on their number. Keeps scratch
+/// memory of up to 512 tokens per calling thread.
 /// @param x [n_tokens, n_in]  @param y [n_tokens, n_out], overwritten
 void apply(const linear& layer, const float* x, std::size_t n_tokens, float* y);
 

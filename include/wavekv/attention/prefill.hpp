@@ -6,19 +6,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 #include <wavekv/attention/partial_softmax.hpp>
 #include <wavekv/core/aligned_storage.hpp>
 #include <wavekv/core/scalar.hpp>
+#include <wavekv/cpu/detail/exp_negative.hpp>
 #include <wavekv/cpu/simd.hpp>
 
 /// @file prefill.hpp
 /// @brief Exact causal attention of many query rows of one KV head: the work of one prefill task.
 ///
-/// Tiles of keys and values pass by a tile of query rows, whose outputs stay in cache, with an online
-/// softmax (FlashAttention, arXiv 2205.14135). Everything is kept transposed, queries along the vector:
-/// logits = K · Qᵀ and outputs = Vᵀ · P take keys and values as they lie in memory, and maxima, sums and
+/// Tiles of keys and values, copied as floats, pass by a tile of query rows, whose outputs stay in cache, with an
+/// online softmax (FlashAttention, arXiv 2205.14135). Everything is kept transposed, queries along the vector:
+/// logits = K · Qᵀ and outputs = Vᵀ · P take keys and values in the order they lie in, and maxima, sums and
 /// rescaling need no sums across a vector.
 
 namespace wavekv {
@@ -33,8 +33,10 @@ namespace wavekv {
 /// r % rows_per_token of the group at token r / rows_per_token.
 class prefill_tile {
  public:
-  /// @brief Rows that are attended together; also the unit in which rows are padded.
-  static constexpr std::size_t panel_rows = 64;
+  /// @brief Rows that are attended together; also the unit in which rows are padded. As many as a tile of the
+  /// products takes at once: with more, every step of a product's sum would skip over the others' (on AVX2, where
+  /// 64 rows are four tiles, that cost a tenth of the time).
+  static constexpr std::size_t panel_rows = std::max<std::size_t>(16, simd::panel_columns);
   /// @brief Keys that are attended together.
   static constexpr std::size_t key_tile = 64;
   /// @brief Rows of a task that make good use of a core: each key is converted once for all of them.
@@ -53,8 +55,8 @@ class prefill_tile {
         max_(padded(max_rows)),
         denominator_(padded(max_rows)),
         token_(padded(max_rows)),
-        keys_(key_tile * key_dim),
-        values_(key_tile * value_dim),
+        keys_(key_tile * copy_stride(key_dim)),
+        values_(key_tile * copy_stride(value_dim)),
         logits_(key_tile * panel_rows) {}
 
   /// @brief Rows that begin() may be given.
@@ -172,30 +174,21 @@ class prefill_tile {
     return outputs_.data() + row / panel_rows * panel_rows * value_dim_ + row % panel_rows;
   }
 
-  /// A tile of rows as floats: the rows themselves when they are floats, else a converted copy.
-  template <scalar S>
-  static const float* as_floats(const S* rows, std::size_t n, std::size_t dim, std::size_t& stride,
-                                float* copy) noexcept {
-    if constexpr (std::is_same_v<S, float>) {
-      return rows;
-    } else {
-      simd::pack_rows(rows, n, dim, stride, copy, dim);
-      stride = dim;
-      return copy;
-    }
-  }
+  /// Floats from row to row of a tile's copy. Rows begin in different sets of the first-level cache: a product
+  /// reads a column of the values, and at a power of two they would push each other out.
+  static constexpr std::size_t copy_stride(std::size_t dim) noexcept { return dim + 16; }
 
   template <bool causal, scalar K, scalar V>
   void add_tiles(const K* keys, std::size_t key_stride, const V* values, std::size_t value_stride,
                  std::size_t n, std::size_t first_key_position) noexcept {
     for (std::size_t first = 0; first < n; first += key_tile) {
       const std::size_t n_keys = std::min(key_tile, n - first);
-      std::size_t key_step = key_stride;
-      std::size_t value_step = value_stride;
-      const float* key_rows =
-          as_floats(keys + first * key_stride, n_keys, key_dim_, key_step, keys_.data());
-      const float* value_rows =
-          as_floats(values + first * value_stride, n_keys, value_dim_, value_step, values_.data());
+      const std::size_t key_step = copy_stride(key_dim_);
+      const std::size_t value_step = copy_stride(value_dim_);
+      simd::pack_rows(keys + first * key_stride, n_keys, key_dim_, key_stride, keys_.data(),
+                      key_step);
+      simd::pack_rows(values + first * value_stride, n_keys, value_dim_, value_stride,
+                      values_.data(), value_step);
       for (std::size_t row = 0; row < n_rows_; row += panel_rows) {
         std::size_t n_seen = n_keys;
         std::size_t n_seen_by_all = n_keys;
@@ -208,13 +201,13 @@ class prefill_tile {
               seen(position, first_position_ + static_cast<std::size_t>(token_[row]), n_keys);
           if (n_seen == 0) continue;
         }
-        simd::tile_product(key_rows, n_seen, key_step, queries_.data() + row * key_dim_, key_dim_,
+        simd::tile_product(keys_.data(), n_seen, key_step, queries_.data() + row * key_dim_, key_dim_,
                            panel_rows, logits_.data(), panel_rows, false);
         if (softcap_ > 0.0F) simd::softcap(logits_.data(), n_seen * panel_rows, softcap_);
         if (causal && n_seen_by_all < n_seen)
           mask(row, n_seen_by_all, n_seen, first_key_position + first);
         add_logits(row, n_seen);
-        simd::tile_product_transposed(value_rows, value_dim_, value_step, logits_.data(), n_seen,
+        simd::tile_product_transposed(values_.data(), value_dim_, value_step, logits_.data(), n_seen,
                                       panel_rows, outputs_.data() + row * value_dim_, panel_rows,
                                       true);
       }
@@ -254,11 +247,12 @@ class prefill_tile {
         max = hn::Max(max, hn::LoadU(d, logits + k * panel_rows));
       auto sum = hn::Zero(d);
       for (std::size_t k = 0; k < n_keys; ++k) {
-        const auto weight = simd::detail::exp(hn::Sub(hn::LoadU(d, logits + k * panel_rows), max));
+        const auto weight =
+            simd::detail::exp_negative(hn::Sub(hn::LoadU(d, logits + k * panel_rows), max));
         hn::StoreU(weight, d, logits + k * panel_rows);
         sum = hn::Add(sum, weight);
       }
-      const auto factor = simd::detail::exp(hn::Sub(old_max, max));
+      const auto factor = simd::detail::exp_negative(hn::Sub(old_max, max));
       float* denominators = denominator_.data() + row + i;
       hn::StoreU(hn::MulAdd(hn::LoadU(d, denominators), factor, sum), d, denominators);
       hn::StoreU(max, d, max_.data() + row + i);
@@ -289,8 +283,8 @@ class prefill_tile {
   aligned_storage<float> max_;           // [rows]
   aligned_storage<float> denominator_;   // [rows]
   aligned_storage<std::int32_t> token_;  // [rows], from first_position_ on; not decreasing
-  aligned_storage<float> keys_;          // [key_tile][key_dim]
-  aligned_storage<float> values_;        // [key_tile][value_dim]
+  aligned_storage<float> keys_;          // [key_tile][copy_stride(key_dim)]
+  aligned_storage<float> values_;        // [key_tile][copy_stride(value_dim)]
   aligned_storage<float> logits_;        // [key_tile][panel_rows]
 };
 

@@ -18,6 +18,9 @@
 namespace wavekv::simd {
 namespace detail {
 
+/// Vectors side by side in a tile: with 6 rows, 12 or 24 sums.
+inline constexpr std::size_t n_product_vectors = n_registers == 32 ? 4 : 2;
+
 /// Element (i, p) of the left factor lies at a[i * lda + p], or at a[p * lda + i] when it is transposed.
 template <bool transposed>
 HWY_INLINE float left(const float* a, std::size_t lda, std::size_t i, std::size_t p) {
@@ -87,6 +90,10 @@ HWY_INLINE void product_columns(const float* a, std::size_t m, std::size_t lda, 
   for (; i + 6 <= m; i += 6)
     product_tile<6, n_tile_vectors, transposed, partial>(rows_from(i), lda, b, ldb, k, c + i * ldc,
                                                          ldc, accumulate, n_columns);
+  // What is left over: 4 rows still have sums enough to keep the multiply-adds busy, 2 have not.
+  for (; i + 4 <= m; i += 4)
+    product_tile<4, n_tile_vectors, transposed, partial>(rows_from(i), lda, b, ldb, k, c + i * ldc,
+                                                         ldc, accumulate, n_columns);
   for (; i + 2 <= m; i += 2)
     product_tile<2, n_tile_vectors, transposed, partial>(rows_from(i), lda, b, ldb, k, c + i * ldc,
                                                          ldc, accumulate, n_columns);
@@ -99,7 +106,7 @@ template <bool transposed>
 HWY_INLINE void product(const float* a, std::size_t m, std::size_t lda, const float* b,
                         std::size_t ldb, std::size_t k, std::size_t n, float* c, std::size_t ldc,
                         bool accumulate) {
-  constexpr std::size_t n_vectors = n_registers == 32 ? 4 : 2;
+  constexpr std::size_t n_vectors = n_product_vectors;
   std::size_t j = 0;
   for (; j + n_vectors * lanes <= n; j += n_vectors * lanes)
     product_columns<n_vectors, transposed, false>(a, m, lda, b + j, ldb, k, c + j, ldc, accumulate,
@@ -111,6 +118,10 @@ HWY_INLINE void product(const float* a, std::size_t m, std::size_t lda, const fl
 }
 
 }  // namespace detail
+
+/// @brief Columns of the product that are summed in registers at once. A panel of so many is read without gaps,
+/// and fits the nearest cache beside whatever it is multiplied by.
+inline constexpr std::size_t panel_columns = detail::n_product_vectors * detail::lanes;
 
 /// @brief c = a · b, or c += a · b: c[i * ldc + j] (+)= sum over p of a[i * lda + p] · b_panel[p * n + j].
 ///
