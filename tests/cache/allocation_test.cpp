@@ -76,7 +76,7 @@ void check_steps(const any_executor& executor, std::size_t n_sequences, const Bo
   }
   std::size_t n_quiet_steps = 0;
   std::size_t n_sealing_steps = 0;
-  for (std::size_t step = 0; step < 110; ++step) {
+  for (std::size_t step = 0; step < 142; ++step) {
     const std::uint64_t before_step = sealed(cache, batch);
     const std::size_t before = n_allocations;
     for (std::size_t layer = 0; layer < sizes.n_layers; ++layer) {
