@@ -7,6 +7,7 @@ packages_library="cmake ninja-build libeigen3-dev libhwy-dev"
 packages_examples="nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev"
 packages_tests="doctest-dev"
 packages_benches="libbenchmark-dev"
+packages_instructions="g++-12 python3 valgrind"
 packages_reference="python3-venv"
 packages_clang="g++-12 clang-19 clang-tidy-19 libclang-rt-19-dev libomp-19-dev"
 

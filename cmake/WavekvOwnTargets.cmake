@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-# wavekv_own_target(<target>...): what every program of this project is built with, and no user's
-# program is: strict C++20, warnings (as errors unless WAVEKV_WERROR is off), -march=native unless
-# WAVEKV_NATIVE is off.
+# wavekv_own_target(<target>... [ARCH <name>]): what every program of this project is built with, and
+# no user's program is: strict C++20, warnings (as errors unless WAVEKV_WERROR is off), -march=native
+# unless WAVEKV_NATIVE is off. With ARCH -march=<name> in any case.
 function(wavekv_own_target)
-  foreach(target IN LISTS ARGN)
+  cmake_parse_arguments(PARSE_ARGV 0 arg "" "ARCH" "")
+  set(march $<$<BOOL:${WAVEKV_NATIVE}>:-march=native>)
+  if(arg_ARCH)
+    set(march -march=${arg_ARCH})
+  endif()
+  foreach(target IN LISTS arg_UNPARSED_ARGUMENTS)
     set_target_properties(${target} PROPERTIES
       CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF)
     target_compile_options(${target} PRIVATE
       -Wall -Wextra -Wpedantic -Wconversion -Wno-sign-conversion -Wshadow
       $<$<BOOL:${WAVEKV_WERROR}>:-Werror>
-      $<$<BOOL:${WAVEKV_NATIVE}>:-march=native>)
+      ${march})
   endforeach()
 endfunction()
