@@ -149,8 +149,8 @@ struct decode_result {
 using cache_type = wavekv::kv_cache<>;
 
 transformer::session start(const transformer::model& model, cache_type& cache) {
-  return model.start(std::make_unique<transformer::wave_attention<cache_type>>(
-      cache, cache_type::bound_type{}));
+  return model.start(
+      std::make_unique<transformer::wave_attention<cache_type>>(cache, cache_type::bound_type{}));
 }
 
 /// One step that nobody times: it reads all weights from the disk.
@@ -167,7 +167,8 @@ decode_result decode(transformer::model& model, const memory_sweep& sweep,
   auto session = start(model, cache);
   std::vector<transformer::token_id> prompt(options.prompt_tokens + 1);
   for (std::size_t i = 0; i < prompt.size(); ++i)
-    prompt[i] = static_cast<transformer::token_id>(i * 7919 % 256);  // bytes, as its tokenizer makes
+    prompt[i] =
+        static_cast<transformer::token_id>(i * 7919 % 256);  // bytes, as its tokenizer makes
 
   decode_result result;
   const double prefill = transformer::read_prompt(model, session, prompt, 2048);
@@ -272,8 +273,7 @@ json measure(transformer::model& model, const llama_shape& shape, const memory_s
   const double sweep_rate = read(median(decoded.sweeps));
   const double stream_rate = read(median(decoded.stream_sweeps));
   const double read_rate = std::max(sweep_rate, stream_rate);
-  const double best_read_rate =
-      read(std::min(least(decoded.sweeps), least(decoded.stream_sweeps)));
+  const double best_read_rate = read(std::min(least(decoded.sweeps), least(decoded.stream_sweeps)));
   const double ours = gflops(median(projected.ours));
   const double gemm = gflops(median(projected.gemm));
   return {{"threads", n_threads},
@@ -358,17 +358,18 @@ int run(options options) {
     making = seconds([&] { write_random_llama(options.model, shape, seed); });
   }
   stop_if_interrupted();
-  json results = {{"benchmark", "generate"},
-                  {"model",
-                   {{"parameters", shape.n_parameters()},
-                    {"weight_bytes", shape.n_parameters() * sizeof(wavekv::bf16)},
-                    {"bytes_per_token", shape.matrix_elements() * sizeof(wavekv::bf16)},
-                    {"layers", shape.n_layers},
-                    {"hidden", shape.hidden_size},
-                    {"vocab", shape.vocab_size}}},
-                  {"seconds_to_make", making},
-                  {"targets", {{"decode_share", target_share}, {"projections_share", target_share}}},
-                  {"runs", json::array()}};
+  json results = {
+      {"benchmark", "generate"},
+      {"model",
+       {{"parameters", shape.n_parameters()},
+        {"weight_bytes", shape.n_parameters() * sizeof(wavekv::bf16)},
+        {"bytes_per_token", shape.matrix_elements() * sizeof(wavekv::bf16)},
+        {"layers", shape.n_layers},
+        {"hidden", shape.hidden_size},
+        {"vocab", shape.vocab_size}}},
+      {"seconds_to_make", making},
+      {"targets", {{"decode_share", target_share}, {"projections_share", target_share}}},
+      {"runs", json::array()}};
   std::printf("%zu parameters, bf16, made in %.1f s; prompt of %zu tokens; medians of %zu steps\n",
               shape.n_parameters(), making, options.prompt_tokens, options.steps);
   print_head();

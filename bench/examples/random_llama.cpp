@@ -165,7 +165,8 @@ class output_file {
   }
 
   void close() {
-    if (::fsync(descriptor_) != 0) fail("cannot write");  // writing back later would be timed as well
+    if (::fsync(descriptor_) != 0)
+      fail("cannot write");  // writing back later would be timed as well
     // Out of the page cache: a checkpoint is loaded by who uses it, and in the pages that suit that.
     (void)::posix_fadvise(descriptor_, 0, 0, POSIX_FADV_DONTNEED);
     if (::close(std::exchange(descriptor_, -1)) != 0) fail("cannot write");
@@ -192,8 +193,7 @@ void write_random_llama(const std::filesystem::path& directory, const llama_shap
   std::size_t offset = 0;
   for (const tensor& each : tensors) {
     const std::size_t end = offset + each.n_elements() * sizeof(wavekv::bf16);
-    header[each.name] = {
-        {"dtype", "BF16"}, {"shape", each.shape}, {"data_offsets", {offset, end}}};
+    header[each.name] = {{"dtype", "BF16"}, {"shape", each.shape}, {"data_offsets", {offset, end}}};
     offset = end;
   }
   std::string text = header.dump();

@@ -9,7 +9,8 @@
 namespace transformer {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "the even bf16 of a word is its low half");
+static_assert(std::endian::native == std::endian::little,
+              "the even bf16 of a word is its low half");
 
 namespace hn = hwy::HWY_NAMESPACE;
 

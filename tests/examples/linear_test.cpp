@@ -58,9 +58,8 @@ TEST_CASE_TEMPLATE("a linear layer, for all shapes", S, float, f16, bf16) {
     for (const std::size_t n_in : {1, 17, 256, 530}) {
       guarded_array<S> weights(n_out * n_in);
       fill(weights.data(), weights.size(), random);
-      transformer::linear layer{{type_of<S>(),
-                                 reinterpret_cast<const std::byte*>(weights.data()), n_out, n_in},
-                                {}};
+      transformer::linear layer{
+          {type_of<S>(), reinterpret_cast<const std::byte*>(weights.data()), n_out, n_in}, {}};
       for (const std::size_t n_tokens : {1, 2, 8, 9, 16, 37, 70, 520}) {
         CAPTURE(n_out);
         CAPTURE(n_in);
@@ -72,8 +71,8 @@ TEST_CASE_TEMPLATE("a linear layer, for all shapes", S, float, f16, bf16) {
         transformer::apply(layer, x.data(), n_tokens, y.data());
         for (std::size_t t = 0; t < n_tokens; ++t) {
           for (std::size_t r = 0; r < n_out; ++r) {
-            const bool right = is_dot(y[t * n_out + r], weights.data() + r * n_in,
-                                      x.data() + t * n_in, n_in);
+            const bool right =
+                is_dot(y[t * n_out + r], weights.data() + r * n_in, x.data() + t * n_in, n_in);
             if (!right) REQUIRE_MESSAGE(right, "token " << t << ", row " << r);
           }
         }
@@ -88,9 +87,9 @@ TEST_CASE("a linear layer does the same on any number of threads") {
   constexpr std::size_t n_in = 300;
   std::vector<bf16> weights(n_out * n_in);
   fill(weights.data(), weights.size(), random);
-  const transformer::linear layer{{transformer::dtype::bf16,
-                                   reinterpret_cast<const std::byte*>(weights.data()), n_out, n_in},
-                                  std::vector<float>(n_out, 0.25F)};
+  const transformer::linear layer{
+      {transformer::dtype::bf16, reinterpret_cast<const std::byte*>(weights.data()), n_out, n_in},
+      std::vector<float>(n_out, 0.25F)};
   const int n_threads = omp_get_max_threads();
   for (const std::size_t n_tokens : {1, 4, 100}) {
     std::vector<float> x(n_tokens * n_in);

@@ -201,15 +201,15 @@ class prefill_tile {
               seen(position, first_position_ + static_cast<std::size_t>(token_[row]), n_keys);
           if (n_seen == 0) continue;
         }
-        simd::tile_product(keys_.data(), n_seen, key_step, queries_.data() + row * key_dim_, key_dim_,
-                           panel_rows, logits_.data(), panel_rows, false);
+        simd::tile_product(keys_.data(), n_seen, key_step, queries_.data() + row * key_dim_,
+                           key_dim_, panel_rows, logits_.data(), panel_rows, false);
         if (softcap_ > 0.0F) simd::softcap(logits_.data(), n_seen * panel_rows, softcap_);
         if (causal && n_seen_by_all < n_seen)
           mask(row, n_seen_by_all, n_seen, first_key_position + first);
         add_logits(row, n_seen);
-        simd::tile_product_transposed(values_.data(), value_dim_, value_step, logits_.data(), n_seen,
-                                      panel_rows, outputs_.data() + row * value_dim_, panel_rows,
-                                      true);
+        simd::tile_product_transposed(values_.data(), value_dim_, value_step, logits_.data(),
+                                      n_seen, panel_rows, outputs_.data() + row * value_dim_,
+                                      panel_rows, true);
       }
     }
   }

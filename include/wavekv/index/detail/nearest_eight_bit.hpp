@@ -197,9 +197,7 @@ class nearest_eight_bit {
     }
   }
 
-  void forget(std::size_t point) {
-    other_uppers_[point] = std::numeric_limits<float>::infinity();
-  }
+  void forget(std::size_t point) { other_uppers_[point] = std::numeric_limits<float>::infinity(); }
 
  private:
   using shape = eight_bit_shape;
@@ -424,12 +422,12 @@ class nearest_eight_bit {
                                                        hn::Vec<integer_tag> z,
                                                        hn::Vec<integer_tag> w) {
 #if HWY_TARGET <= HWY_AVX3
-    const auto pairs = _mm512_add_epi16(_mm512_maddubs_epi16(x.raw, y.raw),
-                                        _mm512_maddubs_epi16(z.raw, w.raw));
+    const auto pairs =
+        _mm512_add_epi16(_mm512_maddubs_epi16(x.raw, y.raw), _mm512_maddubs_epi16(z.raw, w.raw));
     return hn::Vec<integer_tag>{_mm512_madd_epi16(pairs, _mm512_set1_epi16(1))};
 #else
-    const auto pairs = _mm256_add_epi16(_mm256_maddubs_epi16(x.raw, y.raw),
-                                        _mm256_maddubs_epi16(z.raw, w.raw));
+    const auto pairs =
+        _mm256_add_epi16(_mm256_maddubs_epi16(x.raw, y.raw), _mm256_maddubs_epi16(z.raw, w.raw));
     return hn::Vec<integer_tag>{_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))};
 #endif
   }
@@ -492,7 +490,9 @@ class nearest_eight_bit {
     ((lowers[Row] = hn::GetLane(hn::MaxOfLanes(d, largest_lower[Row]))), ...);
   }
 
-  float slack_of(std::size_t point) const { return slack_ + slack_per_norm_ * rows_[3 * point + 1]; }
+  float slack_of(std::size_t point) const {
+    return slack_ + slack_per_norm_ * rows_[3 * point + 1];
+  }
 
   /// The nearest of all centroids, when a block was bounded against all.
   std::uint32_t choose(std::size_t point, std::size_t block_row, float lower) {
@@ -523,16 +523,16 @@ class nearest_eight_bit {
       other_uppers_[point] = std::max(others, largest_upper(block_row, changed_));
       return true;
     }
-    const std::size_t winner = decide(point, block_row, changed_, threshold,
-                                      is_held ? held : n_clusters_, changed_ids_);
+    const std::size_t winner =
+        decide(point, block_row, changed_, threshold, is_held ? held : n_clusters_, changed_ids_);
     float beaten = others;
     if (winner != held || !is_held) {
       if (is_held) {
         beaten = std::max(beaten, own_uppers_[point]);
       }
       const auto place = std::lower_bound(changed_ids_.begin(), changed_ids_.end(), winner);
-      own_uppers_[point] = take_upper(block_row, changed_,
-                                      static_cast<std::size_t>(place - changed_ids_.begin()));
+      own_uppers_[point] =
+          take_upper(block_row, changed_, static_cast<std::size_t>(place - changed_ids_.begin()));
     }
     other_uppers_[point] = std::max(beaten, largest_upper(block_row, changed_));
     held = static_cast<std::uint32_t>(winner);
@@ -568,7 +568,8 @@ class nearest_eight_bit {
   /// ones the smallest. Where candidates lie is not predictable, so they are collected in bit masks, not by branches.
   /// @param ids  of the set's columns, in order; empty: their own numbers
   std::size_t decide(std::size_t point, std::size_t block_row, const column_set& set,
-                     float threshold, std::size_t winner, std::span<const std::uint32_t> ids) const {
+                     float threshold, std::size_t winner,
+                     std::span<const std::uint32_t> ids) const {
     const std::int32_t* uppers = products_ + block_row * set.n_columns;
     const float* group_uppers = group_uppers_ + block_row * set.n_groups * lanes;
     float best = 0;
@@ -633,8 +634,8 @@ class nearest_eight_bit {
   std::size_t n_quads_;
   std::size_t n_clusters_;
   std::size_t padded_dim_;
-  std::size_t n_padded_;  // points in whole blocks
-  std::int8_t* blocks_;   // one more than those
+  std::size_t n_padded_;    // points in whole blocks
+  std::int8_t* blocks_;     // one more than those
   std::int32_t* products_;  // [block_rows, n_columns], then the bits of the upper bounds
   float* rows_;             // [n_padded + block_rows, 3]: scale, ‖y‖, ‖dy‖
   float* point_mean_;
