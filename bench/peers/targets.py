@@ -145,7 +145,7 @@ def _writing(found):
             f"clustering: mean cosine less faiss's: {data}", "1 thread", 0,
             both and round(mine["mean_cosine"] - theirs["mean_cosine"], 4), unit="",
         )  # fmt: skip
-    for context, threads in ((32 * K, 1), (32 * K, 2), (128 * K, 1), (128 * K, 2)):
+    for context, threads in ((32 * K, 1), (32 * K, 2), (128 * K, 2)):
         row = next(
             (r for r in results.get("build", [])
              if (r["context"], r["threads"], r["shape"]) == (context, threads, LLAMA)),

@@ -202,6 +202,15 @@ class Cache:
         self.seal()
         return time.perf_counter() - began
 
+    def load_rest(self, workload, n_held):
+        """The tokens behind the first n_held ones, in layer 0; seconds."""
+        began = time.perf_counter()
+        for first in range(n_held, workload.context, SEGMENT):
+            n = min(SEGMENT, workload.context - first)
+            self.append(workload.keys, workload.values, first, n)
+        self.seal()
+        return time.perf_counter() - began
+
     def prefill(self, keys, values, first, queries, out):
         """Exact causal attention of tokens [first, first + len(queries)), then append."""
         self._library._check(

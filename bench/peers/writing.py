@@ -28,22 +28,20 @@ def build_against_prefill(library, cores, workload, n_threads):
     pin(cores, n_threads)
     library.set_threads(n_threads)
     context = workload.context
-    whole = Cache(library, workload.shape)
-    built = whole.load(workload)
-    kv, index, learnt = whole.memory()
-    whole.close()
-    half = Cache(library, workload.shape)
-    half.load(workload, context // 2)
+    cache = Cache(library, workload.shape)
+    built = cache.load(workload, context // 2)
     queries = _queries(workload, CHUNK)
     out = np.empty_like(queries)
     seconds = []
     for _ in range(3):
         library.sweep()
         began = time.perf_counter()
-        half.prefill(workload.keys, workload.values, context // 2, queries, out)
+        cache.prefill(workload.keys, workload.values, context // 2, queries, out)
         seconds.append(time.perf_counter() - began)
-        half.truncate(context // 2)
-    half.close()
+        cache.truncate(context // 2)
+    built += cache.load_rest(workload, context // 2)
+    kv, index, learnt = cache.memory()
+    cache.close()
     return {
         "shape": str(workload.shape),
         "data": workload.data,
