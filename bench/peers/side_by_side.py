@@ -22,10 +22,10 @@ import torch_peer
 import writing
 from contender import Unavailable
 from steps import StepMeasurement
-from wavekv_library import DEFAULT_INDEX, LEVELS, Library, WavekvProvider
+from wavekv_library import LEVELS, Library, WavekvProvider
+from words import DEFAULT_INDEX, K
 from workload import LLAMA, SMALL_HEADS, load_captured, make_diffuse, mass_curve
 
-K = 1024
 PEERS = {
     "PyTorch": torch_peer,
     "onnxruntime": onnxruntime_peer,
@@ -237,6 +237,7 @@ def parse(argv):
     parser.add_argument("--check", action="store_true", help="short form: what the targets need")
     parser.add_argument("--contexts", type=int, nargs="+", metavar="K", help="in units of 1,024 tokens")
     parser.add_argument("--runs", type=int, help="timed runs of each contender (default 11; 9 with --check)")
+    parser.add_argument("--decode-steps", type=int, default=20000, help="steps through sealing")
     arguments = parser.parse_args(argv)
     contexts = arguments.contexts or ([128, 1024] if arguments.check else [8, 32, 128, 512, 1024])
     contexts = [context * K for context in contexts]
@@ -246,7 +247,6 @@ def parse(argv):
     arguments.runs = arguments.runs or (9 if arguments.check else 11)
     # A layer seals every 1,024 tokens: with 12 layers and more, over 1 % of the steps hold a seal, so that p99 sees them.
     arguments.decode_layers = 12 if arguments.check else 32
-    arguments.decode_steps = 20000
     return arguments
 
 

@@ -4,7 +4,8 @@
 import os
 
 from contender import Unavailable
-from interleave import LIMIT, interleave
+from interleave import interleave
+from words import LIMIT
 
 SPARE_BYTES = 1 << 30  # left to the system and to what peers allocate on their way
 FAR_BEHIND = 3  # a form this many times slower than its peer's best is not taken to contexts above FAR_CONTEXT

@@ -9,9 +9,8 @@ import json
 import pathlib
 import sys
 
-from wavekv_library import DEFAULT_INDEX
+from words import DEFAULT_INDEX, K
 
-K = 1024
 LLAMA = "8x4x128"
 DENSE = ("PyTorch", "onnxruntime", "OpenVINO", "ggml")
 DELTA = 0.05  # of verified_bound's promise; error_bound, which names no confidence, is held to the same

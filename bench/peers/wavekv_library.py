@@ -8,10 +8,10 @@ import time
 import numpy as np
 
 from contender import Contender, Provider
+from words import DEFAULT_INDEX
 from workload import Shape, aligned_empty
 
 LEVELS = {"<16>": 1, "<16,128>": 2, "<16,128,1024>": 3}
-DEFAULT_INDEX = "<16,128>"
 RULES = {"exact": 0, "fixed_budget": 1, "error_bound": 2, "verified_bound": 3}
 SEGMENT = 8192  # tokens appended at a time, as an engine that prefills in chunks does
 TAUGHT = 4096  # queries of so many tokens teach the query metric

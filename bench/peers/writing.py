@@ -9,7 +9,7 @@ import torch_peer
 from contender import Unavailable
 from steps import pin
 from wavekv_library import Cache
-from workload import LLAMA, full_attention, relative_errors
+from workload import LLAMA, full_attention, make_diffuse, relative_errors
 
 CHUNK = 256  # tokens of the prefill chunk that stands for a whole prefill
 
@@ -121,8 +121,6 @@ def decode_through_sealing(library, cores, n_threads, n_layers, context, n_steps
 
     All layers hold the same tokens, diffuse data; sealing cannot know."""
     pin(cores, len(cores))
-    from workload import make_diffuse
-
     workload = make_diffuse(library, LLAMA, context + n_steps)
     library.set_threads(len(cores))
     cache = Cache(library, LLAMA, n_layers=n_layers)
