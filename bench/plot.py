@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Draws what the benches measured, as PNG files.
 
-Input: JSON files of wavekv_bench_cache_attend (Google Benchmark's format) and of bound_accuracy, in
-any number and order; what a file holds is seen from its content. Output, in --out:
+Input: the results file of bench/peers/run.sh, whose three pictures are the README's (step_time.png, error_bytes.png,
+build_time.png: peers/pictures.py); or JSON files of wavekv_bench_cache_attend (Google Benchmark's format) and of
+bound_accuracy, in any number and order. What a file holds is seen from its content. Output of the latter, in --out:
 
   step_time.png    step time against context, one line for each bound and index, beside the time that
                    the machine needs to read all keys and values
@@ -52,6 +53,24 @@ def read_files(paths):
             elif name == "sequential_read" and "threads" in named:
                 reads[named["threads"]] = row["bytes_per_second"]
     return steps, reads, accuracy
+
+
+def read_side_by_side(paths):
+    """Content of the first results file of bench/peers/run.sh among these, or None."""
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        if isinstance(content, dict) and "step_builds" in content:
+            return content
+    return None
+
+
+def draw_side_by_side(results, folder):
+    """The README's pictures; returns their paths."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "peers"))
+    import pictures
+
+    return pictures.draw_all(results, folder)
 
 
 def draw_step_time(steps, reads, path):
@@ -183,11 +202,16 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."), help="directory")
     arguments = parser.parse_args()
     try:
+        side_by_side = read_side_by_side(arguments.files)
         steps, reads, accuracy = read_files(arguments.files)
     except (OSError, json.JSONDecodeError) as error:
         print(f"plot.py: {error}", file=sys.stderr)
         return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if side_by_side:
+        for path in draw_side_by_side(side_by_side, arguments.out):
+            print(path)
+        return 0
     if steps:
         draw_step_time(steps, reads, arguments.out / "step_time.png")
         print(arguments.out / "step_time.png")

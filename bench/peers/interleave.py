@@ -5,9 +5,8 @@ import time
 
 import numpy as np
 
+from words import LIMIT
 from workload import relative_errors
-
-LIMIT = "limit"
 
 
 def interleave(library, workload, contenders, n_runs, progress=lambda text: None):

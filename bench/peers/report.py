@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-from interleave import LIMIT
+from words import LIMIT
 
 
 def size(tokens):

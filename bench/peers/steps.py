@@ -4,8 +4,8 @@
 import os
 
 from contender import Unavailable
-from interleave import LIMIT, interleave
-from wavekv_library import DEFAULT_INDEX
+from interleave import interleave
+from words import LIMIT
 
 SPARE_BYTES = 1 << 30  # left to the system and to what peers allocate on their way
 FAR_BEHIND = 3  # a form this many times slower than its peer's best is not taken to contexts above FAR_CONTEXT
@@ -51,10 +51,13 @@ def pack(workload, providers, budget):
 class StepMeasurement:
     """Collects rows and what was skipped over all workloads of a run."""
 
-    def __init__(self, library, cores, n_runs, log):
+    def __init__(self, library, cores, n_runs, log, only_near=False):
+        """only_near: above FAR_CONTEXT, peers that were FAR_BEHIND the fastest dense peer are left out whole."""
+        self._only_near = only_near
         self._library, self._cores, self._n_runs, self._log = library, cores, n_runs, log
         self.rows, self.skipped, self.builds = [], [], []
-        self._best = {}  # (shape, threads, peer) -> {form: median ms} at the largest context so far
+        self._providers = {}  # (shape, threads) -> {provider: ms a token of its best form}
+        self._best = {}  # (shape, threads, peer) -> {form: ms a token} at the largest context so far
 
     def skip(self, what, where, why):
         """Notes and prints something that is not measured."""
@@ -64,6 +67,7 @@ class StepMeasurement:
     def measure(self, workload, providers, threads=(1, 2)):
         """All providers on one workload; the first stands beside the others in every batch."""
         self._log(f"=== {workload.name}")
+        providers = [p for p in providers if not self._is_far_behind_all(workload, p, threads)]
         workload.expected()
         budget = available_bytes() - SPARE_BYTES
         batches, too_large = pack(workload, providers, budget)
@@ -85,10 +89,10 @@ class StepMeasurement:
         workload.release()
 
     def _measure_batch(self, workload, batch, number, n_threads):
-        contenders = []
+        contenders, owners = [], []
         for provider in batch:
             # Building may use all cores, a timed step those it is measured on.
-            pin(self._cores, max(2, n_threads))
+
             self._library.set_threads(len(self._cores))
             had_build = getattr(provider, "build", None) is not None
             pin(self._cores, n_threads if provider.peer != "wavekv" else len(self._cores))
@@ -98,6 +102,7 @@ class StepMeasurement:
                         contender.close()
                     else:
                         contenders.append(contender)
+                        owners.append(provider.name)
             except Unavailable as error:
                 self.skip(provider.name, f"{workload.name}, {n_threads} threads", str(error))
             build = getattr(provider, "build", None)
@@ -117,7 +122,7 @@ class StepMeasurement:
         )
         for contender in contenders:
             contender.close()
-        for row in found:
+        for row, owner in zip(found, [LIMIT, *owners]):
             row |= {
                 "data": workload.data,
                 "shape": str(workload.shape),
@@ -128,13 +133,35 @@ class StepMeasurement:
             key = (row["shape"], n_threads, row["peer"])
             if row["peer"] not in (LIMIT, "wavekv"):
                 name = f"{row['form']}, {row['scalar']}"
-                self._best.setdefault(key, {})[name] = row["median_ms"] / workload.context
+                per_token = row["median_ms"] / workload.context
+                self._best.setdefault(key, {})[name] = per_token
+                best = self._providers.setdefault(key[:2], {})
+                best[owner] = min(per_token, best.get(owner, per_token))
         self.rows += found
         for row in found:
             self._log(
                 f"{row['peer']:>12} {row['form']:<46} {row['scalar']:<5}"
                 f" {row['median_ms']:9.2f} ms (min {row['min_ms']:.2f}), {row['gb_s']:.1f} GB/s"
             )
+
+    def _is_far_behind_all(self, workload, provider, threads):
+        """Whether a dense peer was far slower than the fastest one before, at every number of threads; says so."""
+        if not self._only_near or workload.context <= FAR_CONTEXT:
+            return False
+        behind = []
+        for n_threads in threads:
+            known = self._providers.get((str(workload.shape), n_threads), {})
+            if provider.name not in known:
+                return False
+            behind.append(known[provider.name] / min(known.values()))
+        if min(behind) <= FAR_BEHIND / 2:
+            return False
+        self.skip(
+            provider.name,
+            workload.name,
+            f"{min(behind):.1f} times as slow as the fastest dense peer on shorter contexts; short form",
+        )
+        return True
 
     def _is_far_behind(self, workload, contender, n_threads):
         """Whether this form was far slower than its peer's best before; says so."""
@@ -151,11 +178,3 @@ class StepMeasurement:
         )
         return True
 
-
-def default_row(rows, like):
-    """The default bound on the default index, in the batch of another row."""
-    for row in rows:
-        same = all(row[key] == like[key] for key in ("data", "shape", "context", "threads", "batch"))
-        if same and row["peer"] == "wavekv" and row["form"] == f"error_bound, {DEFAULT_INDEX}":
-            return row
-    return None

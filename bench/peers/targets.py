@@ -9,9 +9,8 @@ import json
 import pathlib
 import sys
 
-from wavekv_library import DEFAULT_INDEX
+from words import DEFAULT_INDEX, K
 
-K = 1024
 LLAMA = "8x4x128"
 DENSE = ("PyTorch", "onnxruntime", "OpenVINO", "ggml")
 DELTA = 0.05  # of verified_bound's promise; error_bound, which names no confidence, is held to the same
@@ -145,7 +144,7 @@ def _writing(found):
             f"clustering: mean cosine less faiss's: {data}", "1 thread", 0,
             both and round(mine["mean_cosine"] - theirs["mean_cosine"], 4), unit="",
         )  # fmt: skip
-    for context, threads in ((32 * K, 1), (32 * K, 2), (128 * K, 1), (128 * K, 2)):
+    for context, threads in ((32 * K, 1), (32 * K, 2), (128 * K, 2)):
         row = next(
             (r for r in results.get("build", [])
              if (r["context"], r["threads"], r["shape"]) == (context, threads, LLAMA)),

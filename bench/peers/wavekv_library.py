@@ -8,10 +8,10 @@ import time
 import numpy as np
 
 from contender import Contender, Provider
+from words import DEFAULT_INDEX
 from workload import Shape, aligned_empty
 
 LEVELS = {"<16>": 1, "<16,128>": 2, "<16,128,1024>": 3}
-DEFAULT_INDEX = "<16,128>"
 RULES = {"exact": 0, "fixed_budget": 1, "error_bound": 2, "verified_bound": 3}
 SEGMENT = 8192  # tokens appended at a time, as an engine that prefills in chunks does
 TAUGHT = 4096  # queries of so many tokens teach the query metric
@@ -199,6 +199,15 @@ class Cache:
             for first in range(n_taught, n_tokens, SEGMENT):
                 n = min(SEGMENT, n_tokens - first)
                 self.append(workload.keys, workload.values, first, n, layer=layer)
+        self.seal()
+        return time.perf_counter() - began
+
+    def load_rest(self, workload, n_held):
+        """The tokens behind the first n_held ones, in layer 0; seconds."""
+        began = time.perf_counter()
+        for first in range(n_held, workload.context, SEGMENT):
+            n = min(SEGMENT, workload.context - first)
+            self.append(workload.keys, workload.values, first, n)
         self.seal()
         return time.perf_counter() - began
 

@@ -9,7 +9,7 @@ import torch_peer
 from contender import Unavailable
 from steps import pin
 from wavekv_library import Cache
-from workload import LLAMA, full_attention, relative_errors
+from workload import LLAMA, full_attention, make_diffuse, relative_errors
 
 CHUNK = 256  # tokens of the prefill chunk that stands for a whole prefill
 
@@ -28,22 +28,20 @@ def build_against_prefill(library, cores, workload, n_threads):
     pin(cores, n_threads)
     library.set_threads(n_threads)
     context = workload.context
-    whole = Cache(library, workload.shape)
-    built = whole.load(workload)
-    kv, index, learnt = whole.memory()
-    whole.close()
-    half = Cache(library, workload.shape)
-    half.load(workload, context // 2)
+    cache = Cache(library, workload.shape)
+    built = cache.load(workload, context // 2)
     queries = _queries(workload, CHUNK)
     out = np.empty_like(queries)
     seconds = []
     for _ in range(3):
         library.sweep()
         began = time.perf_counter()
-        half.prefill(workload.keys, workload.values, context // 2, queries, out)
+        cache.prefill(workload.keys, workload.values, context // 2, queries, out)
         seconds.append(time.perf_counter() - began)
-        half.truncate(context // 2)
-    half.close()
+        cache.truncate(context // 2)
+    built += cache.load_rest(workload, context // 2)
+    kv, index, learnt = cache.memory()
+    cache.close()
     return {
         "shape": str(workload.shape),
         "data": workload.data,
@@ -123,8 +121,6 @@ def decode_through_sealing(library, cores, n_threads, n_layers, context, n_steps
 
     All layers hold the same tokens, diffuse data; sealing cannot know."""
     pin(cores, len(cores))
-    from workload import make_diffuse
-
     workload = make_diffuse(library, LLAMA, context + n_steps)
     library.set_threads(len(cores))
     cache = Cache(library, LLAMA, n_layers=n_layers)

@@ -79,7 +79,8 @@ struct basic_fixed_budget {
       const auto share_of_each = [&](std::size_t left) {
         return (left + nodes.group_size - 1) / nodes.group_size;
       };
-      for (std::size_t n_each = 0; n_kept < n;) {
+      std::size_t n_each = 0;
+      while (n_kept < n) {  // mark counts
         n_each += share_of_each(n - n_kept);
         detail::for_nearest_by_turns(nodes, n_each, mark);
       }
