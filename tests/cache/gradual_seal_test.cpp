@@ -264,7 +264,8 @@ TEST_CASE("layers seal one after the other, and none waits with a longer tail") 
       const std::uint64_t made = n_made(cache, sequence);
       const std::uint64_t segments = cache.stats(sequence).segments;
       data.append(cache, sequence, t, 1, layer);
-      heads += n_made(cache, sequence) + n_heads * (cache.stats(sequence).segments - segments) - made;
+      heads +=
+          n_made(cache, sequence) + n_heads * (cache.stats(sequence).segments - segments) - made;
     }
     INFO("token ", t);
     CHECK(heads <= 1);  // in all layers together

@@ -189,12 +189,12 @@ class layer_writer {
 
   // What one commit seals.
   struct seal_plan {
-    std::size_t old_heads_due = 0;       // of the seal in progress, from its first head on
-    bool ends_old = false;               // whether these are all of them
-    std::vector<seal_run> prompt;        // segments made at once
-    seal_run begun;                      // a new seal in progress, when n_tokens is not 0; where it would begin
-    std::size_t due_length = 0;          // of that
-    std::size_t begun_heads_due = 0;     // of that
+    std::size_t old_heads_due = 0;  // of the seal in progress, from its first head on
+    bool ends_old = false;          // whether these are all of them
+    std::vector<seal_run> prompt;   // segments made at once
+    seal_run begun;  // a new seal in progress, when n_tokens is not 0; where it would begin
+    std::size_t due_length = 0;       // of that
+    std::size_t begun_heads_due = 0;  // of that
 
     bool is_empty() const noexcept {
       return old_heads_due == 0 && prompt.empty() && begun.n_tokens == 0;
@@ -267,8 +267,8 @@ class layer_writer {
       if (ends_begun) {
         finish(begun->segment, sealed);
       }
-      prepared_seal prepared =
-          prepare(state, std::move(sealed), plan.begun.first_row + (ends_begun ? plan.begun.n_tokens : 0));
+      prepared_seal prepared = prepare(
+          state, std::move(sealed), plan.begun.first_row + (ends_begun ? plan.begun.n_tokens : 0));
       commit_seal(state, n, prepared);
       if (begun) {
         begun->segment.run.first_row = 0;

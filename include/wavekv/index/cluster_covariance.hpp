@@ -58,10 +58,10 @@ using head_covariances = std::array<cluster_covariance, max_tree_levels>;
 
 /// @brief Memory that learn_covariances reuses. It grows and never shrinks.
 struct covariance_scratch {
-  std::vector<float> keys;     ///< [chunk, key_dim] deviations of keys
+  std::vector<float> keys;      ///< [chunk, key_dim] deviations of keys
   std::vector<float> weighted;  ///< the same, times the row's weight
-  std::vector<float> values;   ///< [chunk, value_dim] deviations of values
-  std::vector<float> sums;     ///< [key_dim, key_dim + value_dim] of the levels so far
+  std::vector<float> values;    ///< [chunk, value_dim] deviations of values
+  std::vector<float> sums;      ///< [key_dim, key_dim + value_dim] of the levels so far
 };
 
 namespace detail {

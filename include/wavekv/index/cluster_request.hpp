@@ -68,9 +68,9 @@ class clustering_scratch {
   buffer<std::uint8_t> is_changed;   ///< one per cluster
   buffer<std::uint32_t> changed;     ///< ids of the clusters that changed
   buffer<std::uint32_t> misfit_order;  ///< one per point
-  buffer<float> factor;              ///< [key_dim, key_dim]: Cholesky factor of the query metric
-  buffer<float> factor_panels;       ///< the factor packed for the micro-kernel
-  query_metric factorized;           ///< whose factor that is
+  buffer<float> factor;                ///< [key_dim, key_dim]: Cholesky factor of the query metric
+  buffer<float> factor_panels;         ///< the factor packed for the micro-kernel
+  query_metric factorized;             ///< whose factor that is
   buffer<std::int8_t> quantized_blocks;     ///< points in eight bits
   buffer<std::int8_t> quantized_panels;     ///< centroids in eight bits
   buffer<std::int32_t> quantized_offsets;   ///< one per centroid

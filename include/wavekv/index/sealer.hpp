@@ -140,9 +140,9 @@ class sealer {
     std::vector<float> keys;
     std::vector<float> values;
     covariance_scratch covariance;
-    std::vector<float> rounded;          // [n_nodes, key_dim] centroids as they are stored
+    std::vector<float> rounded;  // [n_nodes, key_dim] centroids as they are stored
     std::vector<std::uint32_t> node_ids;
-    std::vector<double> rounding;        // [n_nodes] what that adds to the dispersion
+    std::vector<double> rounding;  // [n_nodes] what that adds to the dispersion
   };
 
   template <executor Executor>
