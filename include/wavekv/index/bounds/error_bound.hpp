@@ -40,9 +40,9 @@ struct error_bound {
   /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted,
   /// on top of max_open;
   /// at least 4; 0: none. A summary says too little of a lone needle in a wide node.
-  float floor_open = 0.03F;
+  float floor_open = 0.09F;
   /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
-  float floor_read = 0.004F;
+  float floor_read = 0.01F;
 
   /// @brief Index tokens, at least 1, up to which the four fractions hold. On longer ones what they allow grows as the
   /// tokens to the power of `growth` only: estimates get no worse with the context as they get more, so that a step
