@@ -141,7 +141,7 @@ def draw_error_bytes(results, path):
             else:
                 axis.set_xlabel("bytes read, % of all K and V")
             if column == 0:
-                axis.set_ylabel(f"relative error of the output, %: {title}")
+                axis.set_ylabel(f"output error, %, {title}")
     figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)

@@ -207,7 +207,9 @@ class Run:
         del captured
         for shape, contexts in self.arguments.plan:
             for context in contexts:
-                indexes = (DEFAULT_INDEX,) if self.arguments.check else tuple(LEVELS)
+                indexes = tuple(LEVELS)
+                if self.arguments.check:  # at 128K the flat one too: its memory is a target
+                    indexes = (DEFAULT_INDEX, "<16>") if context == 128 * K else (DEFAULT_INDEX,)
                 self.measure_steps(make_diffuse(self.library, shape, context), indexes)
                 self.save()
 
