@@ -101,7 +101,7 @@ class temporary_directory {
 // --- memory --------------------------------------------------------------------------------------
 
 /// Reads a buffer as memory_sweep does, but each MB as four streams side by side, without prefetches. Which is faster
-/// depends on the machine (on Zen 3 this one, by a quarter); the limit of a decode step is the faster.
+/// depends on the machine (on a shared Zen 3 this one, 1.3 to 1.7 times); the limit of a decode step is the faster.
 class stream_sweep {
  public:
   stream_sweep() : words_(sweep_bytes / sizeof(std::uint32_t)) {

@@ -42,7 +42,7 @@ mapped_file::mapped_file(const std::filesystem::path& path) {
   if (address == MAP_FAILED) fail(path, "cannot map", error);
 #if defined(MADV_HUGEPAGE)
   // Where the system caches files in huge pages, a file that is not cached yet comes in such pages:
-  // faults are fewer, and a pass over all weights is up to a tenth faster. Advice only.
+  // faults and page walks are fewer. Advice only.
   (void)::madvise(address, size, MADV_HUGEPAGE);
 #endif
   bytes_ = {static_cast<const std::byte*>(address), size};

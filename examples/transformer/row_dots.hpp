@@ -29,8 +29,8 @@ class split_vector {
 
 /// @brief y[r] = rows[r] · x for rows that come from memory, each read once.
 ///
-/// Four runs of rows are read side by side: on Zen 3 four streams get a quarter to a half more out
-/// of memory than one does, and prefetches ahead of them only cost. A result depends on its row and
+/// Four runs of rows are read side by side: on Zen 3 four streams get more out of memory than
+/// one does (1.1 to 1.5 times), and prefetches ahead of them gained nothing. A result depends on its row and
 /// x alone. Complexity: n_rows * x.size() multiply-adds. Allocates nothing.
 /// @param rows [n_rows, x.size()] contiguous  @param y [n_rows], overwritten
 void dot_rows(const split_vector& x, const wavekv::bf16* rows, std::size_t n_rows,

@@ -34,8 +34,7 @@ namespace wavekv {
 class prefill_tile {
  public:
   /// @brief Rows that are attended together; also the unit in which rows are padded. As many as a tile of the
-  /// products takes at once: with more, every step of a product's sum would skip over the others' (on AVX2, where
-  /// 64 rows are four tiles, that cost a tenth of the time).
+  /// products takes at once: with more, every step of a product's sum would skip over the others'.
   static constexpr std::size_t panel_rows = std::max<std::size_t>(16, simd::panel_columns);
   /// @brief Keys that are attended together.
   static constexpr std::size_t key_tile = 64;
