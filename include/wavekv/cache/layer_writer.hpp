@@ -246,7 +246,7 @@ class layer_writer {
   void run_plan(layer_type& state, std::size_t n, const seal_plan& plan,
                 const std::vector<query_metric>& metrics) {
     const std::size_t all = sizes_.n_kv_heads;
-    if (plan.old_heads_due != 0) {
+    if (state.sealing && plan.old_heads_due != 0) {
       seal_heads(state, state.sealing->segment, plan.old_heads_due, metrics);
     }
     std::optional<seal_in_progress<T, segment_type>> begun;
@@ -259,8 +259,7 @@ class layer_writer {
     const bool ends_begun = begun && plan.begun_heads_due == all;
     if (plan.ends_old || !plan.prompt.empty() || ends_begun) {
       sealed_runs<segment_type> sealed = seal_runs(state, plan.prompt, metrics);
-      if (plan.ends_old) {
-        auto old = std::exchange(state.sealing, std::nullopt);
+      if (auto old = plan.ends_old ? std::exchange(state.sealing, std::nullopt) : std::nullopt) {
         finish(old->segment, sealed);
         std::ranges::rotate(sealed.segments, sealed.segments.end() - 1);  // it comes first
       }
@@ -274,7 +273,7 @@ class layer_writer {
         begun->segment.run.first_row = 0;
       }
     } else {
-      if (!begun) {
+      if (!begun && state.sealing) {
         state.sealing->segment.n_heads_done = plan.old_heads_due;
       }
       state.tail.commit(n);

@@ -121,7 +121,7 @@ template <std::size_t n_tile_vectors, std::size_t n_tile_queries, bool partial, 
 HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const RowAt& row_at,
                                   std::size_t n_rows, float* acc, std::size_t acc_stride,
                                   std::size_t n_columns, std::size_t prefetch_ahead) {
-  using S = std::remove_cvref_t<decltype(*row_at(0))>;
+  using stored = std::remove_cvref_t<decltype(*row_at(0))>;
   static_assert(!partial || n_tile_vectors == 1);
   constexpr float_tag d{};
   float_vector sums[n_tile_queries][n_tile_vectors];
@@ -139,10 +139,10 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const Ro
   }
   HWY_UNROLL(2)
   for (std::size_t r = 0; r < n_rows; ++r) {
-    const S* row = row_at(r);
+    const stored* row = row_at(r);
     if (prefetch_ahead != 0) {
       HWY_UNROLL(8)
-      for (std::size_t b = 0; b < n_tile_vectors * lanes * sizeof(S); b += 64)
+      for (std::size_t b = 0; b < n_tile_vectors * lanes * sizeof(stored); b += 64)
         prefetch(ahead(row, prefetch_ahead + b));
     }
     float_vector values[n_tile_vectors];

@@ -66,33 +66,39 @@ struct basic_fixed_budget {
   // Puts the nearest of the nodes still dropped into a zone, until n in all are not dropped.
   static void take(const frontier& nodes, std::size_t n, std::span<zone> zones,
                    zone into) noexcept {
-    auto n_kept = static_cast<std::size_t>(
+    const auto n_kept = static_cast<std::size_t>(
         std::ranges::count_if(zones, [](zone z) { return z != zone::dropped; }));
-    const auto mark = [&](std::size_t i) {
-      if (zones[i] == zone::dropped && n_kept < n) {
-        zones[i] = into;
-        ++n_kept;
-      }
-    };
+    marker mark{zones, into, n - std::min(n, n_kept)};
     if constexpr (std::is_same_v<Ranking, rank_by_turns>) {
       // Heads often name the same nodes: turns go on until the budget is used.
-      const auto share_of_each = [&](std::size_t left) {
-        return (left + nodes.group_size - 1) / nodes.group_size;
-      };
       std::size_t n_each = 0;
-      while (n_kept < n) {  // mark counts
-        n_each += share_of_each(n - n_kept);
+      while (mark.n_left != 0) {
+        n_each += (mark.n_left + nodes.group_size - 1) / nodes.group_size;
         detail::for_nearest_by_turns(nodes, n_each, mark);
       }
     } else {
-      take_largest_shares(nodes, n - n_kept, zones, mark);
+      take_largest_shares(nodes, mark.n_left, zones, mark);
     }
   }
+
+  // Puts up to n_left of the nodes it is called for, if dropped so far, into a zone.
+  struct marker {
+    std::span<zone> zones;
+    zone into;
+    std::size_t n_left;
+
+    void operator()(std::size_t i) noexcept {
+      if (zones[i] == zone::dropped && n_left != 0) {
+        zones[i] = into;
+        --n_left;
+      }
+    }
+  };
 
   // Calls mark for the nodes still dropped that have the largest shares per token, at least `n` of them.
   template <class Mark>
   static void take_largest_shares(const frontier& nodes, std::size_t n, std::span<const zone> zones,
-                                  const Mark& mark) {
+                                  Mark& mark) {
     const auto value = [&](std::size_t i) {
       return zones[i] == zone::dropped ? nodes.share()[i] / nodes.size()[i] : -1.0F;
     };
