@@ -74,7 +74,7 @@ build_ggml() {
   local began=$SECONDS source
   rm -rf "$work/ggml"
   mkdir -p "$work/ggml"
-  "$venv/bin/pip" download -q --disable-pip-version-check --no-deps --no-binary :all: -d "$work/ggml" llama-cpp-python >&2 || return 1
+  "$venv/bin/pip" download -q --disable-pip-version-check --no-deps --no-binary llama-cpp-python -d "$work/ggml" llama-cpp-python >&2 || return 1
   tar -xf "$work"/ggml/llama_cpp_python-*.tar.gz -C "$work/ggml" || return 1
   source=$(echo "$PWD/$work"/ggml/llama_cpp_python-*/vendor/llama.cpp/ggml)
   cmake -S bench/peers/ggml -B "$work/ggml/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
