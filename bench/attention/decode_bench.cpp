@@ -16,7 +16,7 @@
 namespace {
 
 template <class S>
-void attend_rows(benchmark::State& run) {
+void attend_runs(benchmark::State& run) {
   const auto n = static_cast<std::size_t>(run.range(0));  // tokens of one run
   const auto n_q = static_cast<std::size_t>(run.range(1));
   const auto dim = static_cast<std::size_t>(run.range(2));
@@ -32,11 +32,13 @@ void attend_rows(benchmark::State& run) {
   wavekv::partial_softmax softmax(n_q, dim);
   for (auto _ : run) {
     wavekv::reset(softmax.view());
-    for (std::size_t i = 0; i < n_runs; ++i) {
-      const S* keys = rows.data() + i * 2 * n * dim;
-      wavekv::attend_rows(wavekv::query_rows{q.data(), n_q, dim, dim}, keys, keys + n * dim, n,
-                          0.0F, softmax.view(), keys + 2 * n * dim);
-    }
+    wavekv::attend_runs(
+        wavekv::query_rows{q.data(), n_q, dim, dim}, n_runs,
+        [&](std::size_t i) {
+          const S* keys = rows.data() + i * 2 * n * dim;
+          return wavekv::token_run<S>{keys, keys + n * dim, n};
+        },
+        0.0F, softmax.view());
     benchmark::DoNotOptimize(softmax.view().denominator[0]);
   }
   run.SetBytesProcessed(run.iterations() *
@@ -52,8 +54,8 @@ void shapes(benchmark::internal::Benchmark* bench) {
   bench->Args({131072, 4, 64});
 }
 
-BENCHMARK_TEMPLATE(attend_rows, wavekv::bf16)->Apply(shapes);
-BENCHMARK_TEMPLATE(attend_rows, wavekv::f16)->Apply(shapes);
-BENCHMARK_TEMPLATE(attend_rows, float)->Args({131072, 4, 128})->ArgNames({"run", "n_q", "dim"});
+BENCHMARK_TEMPLATE(attend_runs, wavekv::bf16)->Apply(shapes);
+BENCHMARK_TEMPLATE(attend_runs, wavekv::f16)->Apply(shapes);
+BENCHMARK_TEMPLATE(attend_runs, float)->Args({131072, 4, 128})->ArgNames({"run", "n_q", "dim"});
 
 }  // namespace

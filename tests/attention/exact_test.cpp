@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <limits>
 #include <random>
 #include <span>
@@ -140,28 +141,53 @@ TEST_CASE_TEMPLATE("attend_rows: run by run equals one run", S, float, bf16) {
   CHECK(wavekv_test::relative_error<float, float>(a, b) <= 0.2 * bound<S>);
 }
 
-TEST_CASE_TEMPLATE("attend_rows: naming the next block changes nothing, wherever it lies", S, float,
-                   bf16) {
-  auto random = wavekv_test::generator("attend_rows next");
-  constexpr std::size_t dim = 72;
-  constexpr std::size_t n_q = 5;
-  std::vector<float> q(n_q * dim);
-  fill(q.data(), q.size(), random, 0.3F);
-  const wavekv::query_rows queries{q.data(), n_q, dim, dim};
-  for (const std::size_t n : {1, 8, 70, 200}) {
-    std::vector<S> block(2 * n * dim);
-    fill(block.data(), block.size(), random);
-    wavekv::partial_softmax alone(n_q, dim);
-    wavekv::attend_rows(queries, block.data(), block.data() + n * dim, n, 0.0F, alone.view());
-    for (const std::uintptr_t address :
-         {std::uintptr_t{64}, UINTPTR_MAX, reinterpret_cast<std::uintptr_t>(block.data())}) {
-      wavekv::partial_softmax followed(n_q, dim);
-      wavekv::attend_rows(queries, block.data(), block.data() + n * dim, n, 0.0F, followed.view(),
-                          reinterpret_cast<const void*>(address));
-      for (std::size_t g = 0; g < n_q; ++g) {
-        CHECK(followed.view().denominator[g] == alone.view().denominator[g]);
-        CHECK(std::equal(alone.view().numerator_of(g), alone.view().numerator_of(g) + dim,
-                         followed.view().numerator_of(g)));
+TEST_CASE_TEMPLATE("attend_runs: rows in runs anywhere, bit for bit as one run of them", S, float,
+                   bf16, f16) {
+  auto random = wavekv_test::generator("attend_runs");
+  constexpr std::size_t value_dim = 24;
+  for (const std::size_t key_dim : {24, 72, 128}) {
+    for (const std::size_t n_q : {1, 4, 5, 11}) {
+      for (const std::size_t n : {0, 1, 63, 64, 65, 400}) {
+        std::vector<float> q(n_q * key_dim);
+        std::vector<S> keys(n * key_dim);
+        std::vector<S> values(n * value_dim);
+        fill(q.data(), q.size(), random, 0.3F);
+        fill(keys.data(), keys.size(), random);
+        fill(values.data(), values.size(), random);
+        const wavekv::query_rows queries{q.data(), n_q, key_dim, key_dim};
+
+        // Runs of 0 to 39 or 0 to 199 rows; keys and values lie in one block each time, or in two.
+        std::deque<guarded_array<S>> blocks;
+        std::vector<wavekv::token_run<S>> runs;
+        const std::size_t most = random() % 2 == 0 ? 40 : 200;
+        for (std::size_t r = 0; r < n;) {
+          const std::size_t length = std::min<std::size_t>(n - r, random() % most);
+          const bool together = random() % 2 == 0;
+          blocks.emplace_back(length * (key_dim + (together ? value_dim : 0)));
+          S* run_keys = blocks.back().data();
+          S* run_values = run_keys + length * key_dim;
+          if (!together) {
+            blocks.emplace_back(length * value_dim);
+            run_values = blocks.back().data();
+          }
+          std::copy_n(keys.data() + r * key_dim, length * key_dim, run_keys);
+          std::copy_n(values.data() + r * value_dim, length * value_dim, run_values);
+          runs.push_back({run_keys, run_values, length});
+          r += length;
+        }
+
+        wavekv::partial_softmax expected(n_q, value_dim);
+        wavekv::attend_rows(queries, keys.data(), values.data(), n, 0.0F, expected.view());
+        wavekv::partial_softmax state(n_q, value_dim);
+        wavekv::attend_runs(
+            queries, runs.size(), [&](std::size_t i) { return runs[i]; }, 0.0F, state.view());
+        for (std::size_t g = 0; g < n_q; ++g) {
+          CHECK(state.view().max[g] == expected.view().max[g]);
+          CHECK(state.view().denominator[g] == expected.view().denominator[g]);
+          CHECK(std::equal(expected.view().numerator_of(g),
+                           expected.view().numerator_of(g) + value_dim,
+                           state.view().numerator_of(g)));
+        }
       }
     }
   }
@@ -307,8 +333,7 @@ TEST_CASE("score_summaries: half the variance of the logit is added, flattened b
     std::vector<float> plain(n_q * n, poison);
     std::vector<float> corrected(n_q * n, poison);
     wavekv::score_logits(queries, centroids.data(), n, softcap, plain.data(), n);
-    wavekv::score_summaries(queries, squared_norms.data(), summaries, dim, softcap,
-                            corrected.data(), n);
+    wavekv::score_summaries(queries, squared_norms.data(), summaries, softcap, corrected.data(), n);
     for (std::size_t i = 0; i < corrected.size(); ++i) {
       const double s = static_cast<double>(plain[i]);
       const double cap = static_cast<double>(softcap);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <deque>
@@ -216,6 +217,46 @@ TEST_CASE_TEMPLATE("add_weighted_rows_at: rows anywhere, bit for bit as a run of
       }
     }
   }
+}
+
+TEST_CASE("read_ahead: takes every stretch in order, always as far ahead as at the beginning") {
+  auto random = wavekv_test::generator("read_ahead");
+  constexpr std::size_t lead = wavekv::simd::read_ahead::lead_bytes;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    std::vector<char> memory(std::size_t{1} << 20U);
+    std::vector<wavekv::simd::stretch> stretches;
+    std::vector<std::size_t> before{0};  // bytes of all stretches before one
+    for (std::size_t at = 0; at + 40 * 64 < memory.size();
+         at += std::size_t{40} * 64 + random() % 999) {
+      stretches.push_back({memory.data() + at, random() % 41 * 64});
+      before.push_back(before.back() + stretches.back().n_bytes);
+    }
+    const auto flat = [&](const char* p) {  // the place of an address in the order of reading
+      const auto after = std::upper_bound(
+          stretches.begin(), stretches.end(), p,
+          [](const char* to, const wavekv::simd::stretch& s) { return to < s.first; });
+      const auto i = static_cast<std::size_t>(after - stretches.begin()) - 1;
+      return before[i] + static_cast<std::size_t>(p - static_cast<const char*>(stretches[i].first));
+    };
+    std::size_t next = 0;
+    auto order = [&](wavekv::simd::stretch& to) {
+      if (next == stretches.size()) return false;
+      to = stretches[next++];
+      return true;
+    };
+    wavekv::simd::read_ahead then(order);
+    std::size_t worked_on = 0;
+    while (const char* asked = then.take(512)) {
+      CHECK(flat(asked) == lead + worked_on);
+      worked_on += 512;
+    }
+    CHECK(lead + worked_on >= before.back());
+    CHECK(lead + worked_on < before.back() + 512);
+    CHECK(then.take(64) == nullptr);
+  }
+  auto nothing = [](wavekv::simd::stretch&) { return false; };
+  wavekv::simd::read_ahead then(nothing);
+  CHECK(then.take(64) == nullptr);
 }
 
 TEST_CASE_TEMPLATE("rows of denormals, zeros and the largest numbers", S, float, bf16, f16) {

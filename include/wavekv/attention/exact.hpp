@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
+#include <type_traits>
 
 #include <wavekv/attention/partial_softmax.hpp>
 #include <wavekv/core/scalar.hpp>
@@ -73,7 +75,7 @@ void accumulate_chunk(const partial_softmax_view& state, const float* logits,
 template <class Sizes, scalar S>
 void accumulate_run(const partial_softmax_view& state, const float* logits,
                     std::size_t logits_stride, const Sizes& sizes, const S* values, std::size_t n,
-                    accumulation mode, const simd::read_ahead& then) noexcept {
+                    accumulation mode, simd::read_ahead* then) noexcept {
   accumulate_chunk(state, logits, logits_stride, sizes, n, mode, [&](const float* weights) {
     simd::add_weighted_rows(weights, state.n_queries, chunk_rows, values, n, state.value_dim,
                             state.numerator, state.numerator_stride, then);
@@ -103,19 +105,19 @@ Sizes sizes_from(const Sizes& sizes, std::size_t r) noexcept {
 template <class Sizes, scalar S>
 void accumulate_logits(const partial_softmax_view& state, const float* logits,
                        std::size_t logits_stride, const Sizes& sizes, const S* values,
-                       std::size_t n, accumulation mode, const simd::read_ahead& then) noexcept {
+                       std::size_t n, accumulation mode, simd::read_ahead* then) noexcept {
   by_chunks(n, state.n_queries,
             [&](std::size_t r, std::size_t n_rows, std::size_t g, std::size_t n_q) {
               accumulate_run(state.part(g, n_q), logits + g * logits_stride + r, logits_stride,
                              sizes_from(sizes, r), values + r * state.value_dim, n_rows, mode,
-                             {n - r - n_rows + then.n_following, then.next, then.n_stream});
+                             g == 0 ? then : nullptr);
             });
 }
 
 /// Scaled and softcapped logits of a run of rows.
 template <scalar S>
 void score_run(const query_rows& queries, const S* keys, std::size_t n, float softcap,
-               float* logits, std::size_t logits_stride, const simd::read_ahead& then) noexcept {
+               float* logits, std::size_t logits_stride, simd::read_ahead* then) noexcept {
   simd::score_rows(queries.data, queries.n, queries.stride, keys, n, queries.dim, logits,
                    logits_stride, then);
   if (softcap > 0.0F) {
@@ -126,36 +128,140 @@ void score_run(const query_rows& queries, const S* keys, std::size_t n, float so
 
 }  // namespace detail
 
-/// @brief Adds a run of tokens to the partial softmax of each query, exactly.
+/// @brief A run of tokens.
+template <scalar S>
+struct token_run {
+  const S* keys = nullptr;    ///< [n, key_dim] contiguous
+  const S* values = nullptr;  ///< [n, value_dim] contiguous
+  std::size_t n = 0;          ///< tokens
+};
+
+namespace detail {
+
+/// The rows of many runs, as one sequence.
+template <scalar S, class RunAt>
+class run_walk {
+ public:
+  run_walk(std::size_t n_runs, const RunAt& run_at, std::size_t key_dim,
+           std::size_t value_dim) noexcept
+      : n_runs_(n_runs), run_at_(&run_at), key_dim_(key_dim), value_dim_(value_dim) {}
+
+  /// The next rows, up to `most` of them, that lie in one run; none at the end.
+  token_run<S> take(std::size_t most) {
+    while (rest_.n == 0 && next_ < n_runs_) rest_ = (*run_at_)(next_++);
+    const token_run<S> piece{rest_.keys, rest_.values, std::min(most, rest_.n)};
+    rest_ = {rest_.keys + piece.n * key_dim_, rest_.values + piece.n * value_dim_,
+             rest_.n - piece.n};
+    return piece;
+  }
+
+ private:
+  token_run<S> rest_;  // of the run in hand
+  std::size_t next_ = 0;
+  std::size_t n_runs_;
+  const RunAt* run_at_;
+  std::size_t key_dim_;
+  std::size_t value_dim_;
+};
+
+/// The stretches of memory that attend_runs reads, in its order: the keys of a chunk, then its values.
+template <class Walk>
+class run_stretches {
+ public:
+  run_stretches(const Walk& walk, std::size_t key_bytes, std::size_t value_bytes) noexcept
+      : walk_(walk), chunk_(walk), key_bytes_(key_bytes), value_bytes_(value_bytes) {}
+
+  bool operator()(simd::stretch& to) {
+    auto piece = walk_.take(chunk_rows - n_rows_);
+    if (piece.n == 0 && n_rows_ != 0) {  // the chunk is over, or all runs are
+      if (of_keys_) {
+        walk_ = chunk_;
+      } else {
+        chunk_ = walk_;
+      }
+      of_keys_ = !of_keys_;
+      n_rows_ = 0;
+      piece = walk_.take(chunk_rows);
+    }
+    if (piece.n == 0) return false;
+    n_rows_ += piece.n;
+    to = of_keys_ ? simd::stretch{piece.keys, piece.n * key_bytes_}
+                  : simd::stretch{piece.values, piece.n * value_bytes_};
+    return true;
+  }
+
+ private:
+  Walk walk_;
+  Walk chunk_;  // where the chunk in hand begins
+  bool of_keys_ = true;
+  std::size_t n_rows_ = 0;  // of the chunk's keys, or values, so far
+  std::size_t key_bytes_;
+  std::size_t value_bytes_;
+};
+
+}  // namespace detail
+
+/// @brief Adds runs of tokens to the partial softmax of each query, exactly: the clusters of an index, say.
 ///
-/// Complexity: n_queries · n · (key_dim + value_dim) multiply-adds and n_queries · n exponentials; every key and
-/// value is read once. Allocates nothing.
-/// @param queries  [n_queries, key_dim], scaled; every query sees all n tokens
-/// @param keys  [n, key_dim] contiguous
-/// @param values  [n, value_dim] contiguous, value_dim = state.value_dim; right behind the keys (as in a
-/// block) they are prefetched best
+/// Runs are attended a chunk of rows at a time, however short they are, and what comes next is asked for meanwhile.
+/// Complexity: n_queries · n · (key_dim + value_dim) multiply-adds and n_queries · n exponentials for n tokens in all;
+/// every key and value is read once. Allocates nothing.
+/// @param queries  [n_queries, key_dim], scaled; every query sees all tokens
+/// @param run_at   run_at(i) -> token_run<S>, for i < n_runs; called about four times each
 /// @param softcap  cap of the logits; 0: none
-/// @param state  n_queries states, added to
-/// @param next  the block that will be attended next, or null: it is prefetched while this one is worked on,
-/// which scattered small blocks gain much by
+/// @param state  n_queries states of value_dim, added to
+template <class RunAt>
+void attend_runs(const query_rows& queries, std::size_t n_runs, const RunAt& run_at, float softcap,
+                 const partial_softmax_view& state) noexcept {
+  using run_type = std::remove_cvref_t<decltype(run_at(0))>;
+  using stored = std::remove_cvref_t<decltype(*run_type{}.keys)>;
+  using walk_type = detail::run_walk<stored, RunAt>;
+  walk_type walk(n_runs, run_at, queries.dim, state.value_dim);
+  detail::run_stretches<walk_type> order(walk, queries.dim * sizeof(stored),
+                                         state.value_dim * sizeof(stored));
+  simd::read_ahead then(order);
+  HWY_ALIGN float logits[detail::chunk_queries * detail::chunk_rows];
+  std::array<run_type, detail::chunk_rows> pieces;
+  std::array<const stored*, detail::chunk_rows> values;
+  for (;;) {
+    std::size_t n_pieces = 0;
+    std::size_t n_rows = 0;
+    while (n_rows < detail::chunk_rows) {
+      const run_type piece = walk.take(detail::chunk_rows - n_rows);
+      if (piece.n == 0) break;
+      pieces[n_pieces++] = piece;
+      for (std::size_t r = 0; r < piece.n; ++r)
+        values[n_rows++] = piece.values + r * state.value_dim;
+    }
+    if (n_rows == 0) return;
+    for (std::size_t g = 0; g < queries.n; g += detail::chunk_queries) {
+      const std::size_t n_q = std::min(detail::chunk_queries, queries.n - g);
+      const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
+      simd::read_ahead* const ask = g == 0 ? &then : nullptr;
+      std::size_t r = 0;
+      for (std::size_t i = 0; i < n_pieces; r += pieces[i++].n)
+        detail::score_run(part, pieces[i].keys, pieces[i].n, softcap, logits + r,
+                          detail::chunk_rows, ask);
+      const partial_softmax_view of_part = state.part(g, n_q);
+      detail::accumulate_chunk(of_part, logits, detail::chunk_rows, detail::counted_once{}, n_rows,
+                               accumulation::add, [&](const float* weights) {
+                                 simd::add_weighted_rows_at(weights, n_q, detail::chunk_rows,
+                                                            values.data(), n_rows,
+                                                            of_part.value_dim, of_part.numerator,
+                                                            of_part.numerator_stride, ask);
+                               });
+    }
+  }
+}
+
+/// @brief As attend_runs, of one run.
+/// @param keys  [n, key_dim] contiguous
+/// @param values  [n, value_dim] contiguous, value_dim = state.value_dim
 template <scalar S>
 void attend_rows(const query_rows& queries, const S* keys, const S* values, std::size_t n,
-                 float softcap, const partial_softmax_view& state,
-                 const void* next = nullptr) noexcept {
-  HWY_ALIGN float logits[detail::chunk_queries * detail::chunk_rows];
-  // In a block the values lie right behind the keys, and are then prefetched as rows that follow them.
-  const bool is_block = static_cast<const void*>(values) == keys + n * queries.dim;
-  const std::size_t n_behind = is_block ? n * state.value_dim / queries.dim : 0;
-  const void* after_keys = is_block ? next : values;
-  detail::by_chunks(
-      n, queries.n, [&](std::size_t r, std::size_t n_rows, std::size_t g, std::size_t n_q) {
-        const query_rows part{queries.data + g * queries.stride, n_q, queries.dim, queries.stride};
-        detail::score_run(part, keys + r * queries.dim, n_rows, softcap, logits, detail::chunk_rows,
-                          {n - r - n_rows + n_behind, after_keys, n + n_behind});
-        detail::accumulate_run(state.part(g, n_q), logits, detail::chunk_rows,
-                               detail::counted_once{}, values + r * state.value_dim, n_rows,
-                               accumulation::add, {n - r - n_rows, next, n + n_behind});
-      });
+                 float softcap, const partial_softmax_view& state) noexcept {
+  attend_runs(
+      queries, 1, [&](std::size_t) { return token_run<S>{keys, values, n}; }, softcap, state);
 }
 
 /// @brief Adds rows whose logits are known already to the partial softmax of each query, or takes them out.
@@ -169,7 +275,7 @@ template <class Size, scalar S>
 void accumulate_rows(const float* logits, std::size_t logits_stride, const Size* sizes,
                      const S* values, std::size_t n, accumulation mode,
                      const partial_softmax_view& state) noexcept {
-  detail::accumulate_logits(state, logits, logits_stride, sizes, values, n, mode, {});
+  detail::accumulate_logits(state, logits, logits_stride, sizes, values, n, mode, nullptr);
 }
 
 /// @brief As above, every row counting once.
@@ -177,23 +283,26 @@ template <scalar S>
 void accumulate_rows(const float* logits, std::size_t logits_stride, const S* values, std::size_t n,
                      accumulation mode, const partial_softmax_view& state) noexcept {
   detail::accumulate_logits(state, logits, logits_stride, detail::counted_once{}, values, n, mode,
-                            {});
+                            nullptr);
 }
 
 /// @brief As above, of clusters whose mean values lie anywhere; bit for bit the same.
 /// @param values  [n] pointers to rows of value_dim elements
+/// @param then    what will be read, or null; as many bytes as the values have are asked for
 template <class Size, scalar S>
 void accumulate_rows_at(const float* logits, std::size_t logits_stride, const Size* sizes,
                         const S* const* values, std::size_t n, accumulation mode,
-                        const partial_softmax_view& state) noexcept {
+                        const partial_softmax_view& state,
+                        simd::read_ahead* then = nullptr) noexcept {
   detail::by_chunks(
       n, state.n_queries, [&](std::size_t r, std::size_t n_rows, std::size_t g, std::size_t n_q) {
         const partial_softmax_view part = state.part(g, n_q);
         detail::accumulate_chunk(part, logits + g * logits_stride + r, logits_stride, sizes + r,
                                  n_rows, mode, [&](const float* weights) {
-                                   simd::add_weighted_rows_at(
-                                       weights, n_q, detail::chunk_rows, values + r, n_rows,
-                                       part.value_dim, part.numerator, part.numerator_stride);
+                                   simd::add_weighted_rows_at(weights, n_q, detail::chunk_rows,
+                                                              values + r, n_rows, part.value_dim,
+                                                              part.numerator, part.numerator_stride,
+                                                              g == 0 ? then : nullptr);
                                  });
       });
 }
@@ -248,13 +357,11 @@ inline void add_half_variances(float squared_norm, const float* dispersions, std
 /// @brief The summaries of a run of clusters.
 template <class Size, scalar S>
 struct summary_rows {
-  const S* centroids = nullptr;  ///< [n, key_dim] contiguous
-  const S* value_means =
-      nullptr;  ///< [n, value_dim] contiguous; right behind the centroids they are prefetched best
+  const S* centroids = nullptr;        ///< [n, key_dim] contiguous
+  const S* value_means = nullptr;      ///< [n, value_dim] contiguous
   const Size* sizes = nullptr;         ///< [n] of any arithmetic type, tokens in each cluster
   const float* dispersions = nullptr;  ///< [n] variance of a key along a mean query direction
   std::size_t n = 0;                   ///< clusters
-  const void* next = nullptr;          ///< what is read after these, or null: prefetched
 };
 
 /// @brief The logits by which clusters are estimated: s = q·c, softcapped, plus half the variance of the logit
@@ -263,18 +370,15 @@ struct summary_rows {
 /// Without the second term it is a lower bound (Jensen), low by e^(σ²/2) on average.
 /// @param squared_norms  [n_queries] ‖scale·q‖² of each query
 /// @param logits  [n_queries, n] with logits_stride, written
+/// @param then  what will be read, or null; as many bytes as the centroids have are asked for
 template <class Size, scalar S>
 void score_summaries(const query_rows& queries, const float* squared_norms,
-                     const summary_rows<Size, S>& summaries, std::size_t value_dim, float softcap,
-                     float* logits, std::size_t logits_stride) noexcept {
-  const std::size_t n = summaries.n;
-  const bool is_family =
-      static_cast<const void*>(summaries.value_means) == summaries.centroids + n * queries.dim;
-  const std::size_t n_behind = is_family ? n * value_dim / queries.dim : 0;
-  detail::score_run(queries, summaries.centroids, n, softcap, logits, logits_stride,
-                    {n_behind, summaries.next, n + n_behind});
+                     const summary_rows<Size, S>& summaries, float softcap, float* logits,
+                     std::size_t logits_stride, simd::read_ahead* then = nullptr) noexcept {
+  detail::score_run(queries, summaries.centroids, summaries.n, softcap, logits, logits_stride,
+                    then);
   for (std::size_t g = 0; g < queries.n; ++g) {
-    detail::add_half_variances(squared_norms[g], summaries.dispersions, n, softcap,
+    detail::add_half_variances(squared_norms[g], summaries.dispersions, summaries.n, softcap,
                                logits + g * logits_stride);
   }
 }
@@ -288,14 +392,15 @@ void score_summaries(const query_rows& queries, const float* squared_norms,
 /// @param softcap  cap of the logits; 0: none
 /// @param logits  [n_queries, n] with logits_stride: receives the logits, which planning uses
 /// @param state  n_queries states, added to
+/// @param then  what will be read, or null; as many bytes as the summaries have are asked for
 template <class Size, scalar S>
 void estimate_rows(const query_rows& queries, const float* squared_norms,
                    const summary_rows<Size, S>& summaries, float softcap, float* logits,
-                   std::size_t logits_stride, const partial_softmax_view& state) noexcept {
-  score_summaries(queries, squared_norms, summaries, state.value_dim, softcap, logits,
-                  logits_stride);
+                   std::size_t logits_stride, const partial_softmax_view& state,
+                   simd::read_ahead* then = nullptr) noexcept {
+  score_summaries(queries, squared_norms, summaries, softcap, logits, logits_stride, then);
   detail::accumulate_logits(state, logits, logits_stride, summaries.sizes, summaries.value_means,
-                            summaries.n, accumulation::add, {0, summaries.next, 2 * summaries.n});
+                            summaries.n, accumulation::add, then);
 }
 
 /// @brief Logits alone of a run of rows (tokens or summaries), scaled and softcapped; for planning.
@@ -303,7 +408,7 @@ void estimate_rows(const query_rows& queries, const float* squared_norms,
 template <scalar S>
 void score_logits(const query_rows& queries, const S* keys, std::size_t n, float softcap,
                   float* logits, std::size_t logits_stride) noexcept {
-  detail::score_run(queries, keys, n, softcap, logits, logits_stride, {});
+  detail::score_run(queries, keys, n, softcap, logits, logits_stride, nullptr);
 }
 
 }  // namespace wavekv

@@ -26,6 +26,13 @@ struct read_counts {
   std::uint64_t bytes_moved = 0;  ///< bytes fetched from the slow tier
 };
 
+/// @brief A block of a reading that can be read now.
+template <scalar T>
+struct located_block {
+  std::size_t i = 0;        ///< which of the blocks asked for
+  const T* rows = nullptr;  ///< valid until the reading ends
+};
+
 /// @brief Composes the buffer's policies; a type without a value. `with_…` changes one slot and names no other.
 /// @tparam Placement  models wavekv::placement_policy
 /// @tparam Eviction   models wavekv::eviction_policy
@@ -73,7 +80,8 @@ class block_reader {
   /// @brief What one reader needs while it reads: an engine, room for arrivals. Reused from step to step.
   struct lane_type {
     typename Buffer::transfer_type transfer;
-    std::vector<const T*> found;  // [blocks], null where missing
+    std::vector<located_block<T>> here;     // of the blocks asked for, those in the fast tier
+    std::vector<located_block<T>> arrived;  // and those that travel, where they arrive
     aligned_storage<T> arrivals;
   };
 
@@ -83,42 +91,25 @@ class block_reader {
   /// @brief Reads blocks in the order of the data flow: look all up, start the transfers of the missing, call
   /// meanwhile(), hand on the resident ones, then those that arrived, then offer these to the block cache.
   /// Blocks: until all were handed on. Allocates: only while a lane grows.
-  /// @param on_block   called as on_block(i, rows), or on_block(i, rows, next) when it takes that, once for each
-  ///                   block, in no promised order; next: where the next one lies if that is known, else null
+  /// @param on_blocks  on_blocks(std::span<const located_block<T>>) for the resident ones, then for those that arrived,
+  ///                   where there are any; or on_block(i, rows), which is called for one after the other
   /// @param meanwhile  called once, while transfers are under way
   /// @throw io_error when a fetch fails
-  template <class OnBlock, class Meanwhile>
+  template <class OnBlocks, class Meanwhile>
   read_counts read(const handle& rows, std::span<const block> blocks, lane_type& lane,
-                   OnBlock&& on_block, Meanwhile&& meanwhile) {
+                   OnBlocks&& on_blocks, Meanwhile&& meanwhile) {
     read_counts counts;
-    if constexpr (store_type::always_fast) {
-      meanwhile();
-      const T* at = blocks.empty() ? nullptr : store_.lookup(rows, blocks[0]);
-      for (std::size_t i = 0; i < blocks.size(); ++i) {
-        const T* next = i + 1 < blocks.size() ? store_.lookup(rows, blocks[i + 1]) : nullptr;
-        hand_on(on_block, i, at, next);
-        at = next;
-      }
-      counts.hits = blocks.size();
-    } else {
-      find_or_start(rows, blocks, lane);
-      meanwhile();
-      for (std::size_t i = 0; i < blocks.size(); ++i) {
-        if (lane.found[i] != nullptr) {
-          hand_on(on_block, i, lane.found[i], i + 1 < blocks.size() ? lane.found[i + 1] : nullptr);
-          ++counts.hits;
-        }
-      }
+    find_or_start(rows, blocks, lane);
+    meanwhile();
+    hand_on(on_blocks, lane.here);
+    counts.hits = lane.here.size();
+    if constexpr (!store_type::always_fast) {
       lane.transfer.wait();
-      const T* arrived = lane.arrivals.data();
-      for (std::size_t i = 0; i < blocks.size(); ++i) {
-        if (lane.found[i] == nullptr) {
-          hand_on(on_block, i, arrived, nullptr);
-          store_.admit(rows, blocks[i], arrived);
-          arrived += blocks[i].n_elements;
-          counts.bytes_moved += blocks[i].n_elements * sizeof(T);
-          ++counts.misses;
-        }
+      hand_on(on_blocks, lane.arrived);
+      counts.misses = lane.arrived.size();
+      for (const auto& [i, at] : lane.arrived) {
+        store_.admit(rows, blocks[i], at);
+        counts.bytes_moved += blocks[i].n_elements * sizeof(T);
       }
     }
     return counts;
@@ -127,32 +118,42 @@ class block_reader {
   [[nodiscard]] store_type& store() noexcept { return store_; }
 
  private:
-  template <class OnBlock>
-  static void hand_on(OnBlock& on_block, std::size_t i, const T* rows, const T* next) {
-    if constexpr (std::is_invocable_v<OnBlock&, std::size_t, const T*, const T*>) {
-      on_block(i, rows, next);
+  template <class OnBlocks>
+  static void hand_on(OnBlocks& on_blocks, std::span<const located_block<T>> blocks) {
+    if constexpr (std::is_invocable_v<OnBlocks&, std::span<const located_block<T>>>) {
+      if (!blocks.empty()) {
+        on_blocks(blocks);
+      }
     } else {
-      on_block(i, rows);
+      for (const auto& [i, at] : blocks) {
+        on_blocks(i, at);
+      }
     }
   }
 
   void find_or_start(const handle& rows, std::span<const block> blocks, lane_type& lane) {
-    lane.found.clear();
+    lane.here.clear();
+    lane.arrived.clear();
     std::size_t n_missing = 0;
-    for (const block& which : blocks) {
-      lane.found.push_back(store_.lookup(rows, which));
-      n_missing += lane.found.back() == nullptr ? which.n_elements : 0;
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const T* at = store_.lookup(rows, blocks[i]);
+      if constexpr (!store_type::always_fast) {
+        if (at == nullptr) {
+          lane.arrived.push_back({i, nullptr});
+          n_missing += blocks[i].n_elements;
+          continue;
+        }
+      }
+      lane.here.push_back({i, at});
     }
     if (lane.arrivals.size() < n_missing) {
       lane.arrivals = aligned_storage<T>(n_missing);
     }
     T* to = lane.arrivals.data();
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      if (lane.found[i] == nullptr) {
-        lane.transfer.start(
-            [this, &rows, which = blocks[i], to] { store_.fetch(rows, which, to); });
-        to += blocks[i].n_elements;
-      }
+    for (auto& [i, at] : lane.arrived) {
+      at = to;
+      lane.transfer.start([this, &rows, which = blocks[i], to] { store_.fetch(rows, which, to); });
+      to += blocks[i].n_elements;
     }
   }
 

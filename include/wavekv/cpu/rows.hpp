@@ -19,61 +19,92 @@
 
 namespace wavekv::simd {
 
-/// @brief How the row leaves walk memory; measured on Zen 4 (see bench/README.md).
+/// @brief How the row leaves walk memory; measured on Zen 3 and Zen 4 (see bench/README.md).
 struct row_tuning {
-  /// How far ahead of the row in work its successors are asked for: a core has to keep some 3 KB under
-  /// way to read at full bandwidth, and hardware prefetchers stop at the ends of pages and of runs.
-  static constexpr std::size_t prefetch_bytes = 6144;
   /// Rows of a weighted sum that are walked once per tile of columns; they stay in the first-level cache.
   static constexpr std::size_t chunk_bytes = 4096;
   static constexpr std::size_t max_chunk_rows = 64;  ///< and at most so many
+};
 
-  /// @brief prefetch_bytes in rows, at least 1.
-  static constexpr std::size_t prefetch_rows(std::size_t row_bytes) noexcept {
-    return std::max<std::size_t>(1, prefetch_bytes / row_bytes);
+/// @brief A stretch of memory.
+struct stretch {
+  const void* first = nullptr;
+  std::size_t n_bytes = 0;
+};
+
+/// @brief What will be read, in the order of reading, asked for a little at a time while rows in hand are worked on.
+///
+/// Hardware prefetchers stop at the ends of pages and of runs, and a burst of prefetches stalls: so a leaf asks for as
+/// many bytes as it works on, spread over its multiply-adds, and stays as far ahead as the beginning was.
+class read_ahead {
+ public:
+  /// How far ahead of the rows in work its successors are asked for: a core has to keep some 3 KB under way to read at
+  /// full bandwidth.
+  static constexpr std::size_t lead_bytes = 6144;
+
+  /// @brief Asks for the first lead_bytes at once.
+  /// @param next  bool next(stretch&): writes the next stretch to be read, or returns false when none is known; must
+  ///              outlive this
+  template <class Next>
+  explicit read_ahead(Next& next)
+      : state_(&next),
+        next_([](void* state, stretch& to) { return (*static_cast<Next*>(state))(to); }) {
+    ask(lead_bytes);
   }
+
+  /// @brief Where the next n_bytes lie, to be prefetched; null: nothing is known to come. They may reach past the end of
+  /// a stretch, and of an array: as many of the next stretch are then asked for here.
+  [[nodiscard]] const char* take(std::size_t n_bytes) {
+    ask(owed_);
+    owed_ = 0;
+    while (left_ == 0) {
+      if (!begin_next()) return nullptr;
+    }
+    const char* from = at_;
+    owed_ = n_bytes - advance(n_bytes);
+    return from;
+  }
+
+ private:
+  bool begin_next() {
+    stretch to;
+    if (!next_(state_, to)) return false;
+    at_ = static_cast<const char*>(to.first);
+    left_ = to.n_bytes;
+    return true;
+  }
+
+  // Goes on by up to n_bytes of the stretch in hand; how many.
+  std::size_t advance(std::size_t n_bytes) {
+    const std::size_t n = std::min(left_, n_bytes);
+    at_ += n;
+    left_ -= n;
+    return n;
+  }
+
+  void ask(std::size_t n_bytes) {
+    while (n_bytes > 0 && (left_ > 0 || begin_next())) {
+      const char* from = at_;
+      const std::size_t n = advance(n_bytes);
+      for (std::size_t b = 0; b < n; b += 64) detail::prefetch(from + b);
+      n_bytes -= n;
+    }
+  }
+
+  void* state_;
+  bool (*next_)(void*, stretch&);
+  const char* at_ = nullptr;
+  std::size_t left_ = 0;  // bytes of the stretch in hand
+  std::size_t owed_ = 0;  // bytes due that lay past the end of a stretch
 };
-
-/// @brief What will be read after a run of rows, so that it can be asked for while the run is worked on.
-struct read_ahead {
-  std::size_t n_following = 0;  ///< rows that lie right behind the run and are read next
-  const void* next = nullptr;   ///< what is read after those (the next block), or null: not known
-  std::size_t n_stream = 0;     ///< rows of the block the run is part of; 0: n_rows + n_following
-};
-
-namespace detail {
-
-/// Bytes from row r of a run to what should be asked for while it is worked on; 0: nothing is known to come.
-/// The run, the rows that follow it and `next` are one stream, looked at prefetch_rows() ahead.
-HWY_INLINE std::size_t prefetch_distance(const void* rows, std::size_t row_bytes, std::size_t r,
-                                         std::size_t n, std::size_t n_rows,
-                                         const read_ahead& then) {
-  const std::size_t end = n_rows + then.n_following;
-  // Not further ahead than a block is long: what comes after the next block is not known.
-  const std::size_t ahead_rows =
-      std::min(row_tuning::prefetch_rows(row_bytes), then.n_stream != 0 ? then.n_stream : end);
-  if (r + n + ahead_rows <= end) return ahead_rows * row_bytes;
-  if (then.next == nullptr) return 0;
-  const std::size_t past_end = r + ahead_rows > end ? r + ahead_rows - end : 0;
-  return reinterpret_cast<std::uintptr_t>(then.next) + past_end * row_bytes -
-         (reinterpret_cast<std::uintptr_t>(rows) + r * row_bytes);
-}
-
-}  // namespace detail
-
-/// @brief Asks for a stretch of memory that will be read soon, into the second-level cache. Reads nothing;
-/// the stretch may lie past the end of an array.
-HWY_INLINE void prefetch_bytes(const void* first, std::size_t n_bytes) noexcept {
-  for (std::size_t b = 0; b < n_bytes; b += 64)
-    detail::prefetch(detail::ahead(static_cast<const char*>(first), b));
-}
 
 namespace detail {
 
 /// Dots of n_tile_rows rows with n_tile_queries queries, all sums in registers.
+/// @param asked  as many bytes as the rows have, to be prefetched; or null
 template <std::size_t n_tile_rows, std::size_t n_tile_queries, scalar S>
 HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, std::size_t dim,
-                           float* logits, std::size_t logits_stride, std::size_t prefetch_ahead) {
+                           float* logits, std::size_t logits_stride, const char* asked) {
   constexpr float_tag d{};
   float_vector sums[n_tile_rows][n_tile_queries];
   HWY_UNROLL(8)
@@ -97,10 +128,10 @@ HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, 
   constexpr std::size_t line = std::max<std::size_t>(1, 64 / (lanes * sizeof(S))) * lanes;
   std::size_t c = 0;
   for (; c + line <= dim; c += line) {
-    if (prefetch_ahead != 0) {  // a line of each row at a time: a burst of them stalls
+    if (asked != nullptr) {  // a line of each row at a time: a burst of them stalls
       HWY_UNROLL(8)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
-        prefetch(ahead(rows + r * dim + c, prefetch_ahead));
+        prefetch(ahead(asked, (r * dim + c) * sizeof(S)));
     }
     HWY_UNROLL(8)
     for (std::size_t i = 0; i < line; i += lanes) step(load_full, load_full, c + i);
@@ -117,10 +148,11 @@ HWY_INLINE void score_tile(const float* q, std::size_t q_stride, const S* rows, 
 /// acc[g] += sum_r w[g][r] * rows[r] for a tile of n_tile_vectors vectors of columns, sums in registers.
 /// With n_columns != 0 the tile is the last n_columns (< lanes) columns.
 /// @param row_at  row_at(r): the tile's first column of row r
+/// @param asked   as many bytes as the tile has, to be prefetched; or null
 template <std::size_t n_tile_vectors, std::size_t n_tile_queries, bool partial, class RowAt>
 HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const RowAt& row_at,
                                   std::size_t n_rows, float* acc, std::size_t acc_stride,
-                                  std::size_t n_columns, std::size_t prefetch_ahead) {
+                                  std::size_t n_columns, const char* asked) {
   using stored = std::remove_cvref_t<decltype(*row_at(0))>;
   static_assert(!partial || n_tile_vectors == 1);
   constexpr float_tag d{};
@@ -140,10 +172,10 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const Ro
   HWY_UNROLL(2)
   for (std::size_t r = 0; r < n_rows; ++r) {
     const stored* row = row_at(r);
-    if (prefetch_ahead != 0) {
+    constexpr std::size_t row_bytes = n_tile_vectors * lanes * sizeof(stored);
+    if (asked != nullptr && r * row_bytes % 64 < row_bytes) {  // no line twice
       HWY_UNROLL(8)
-      for (std::size_t b = 0; b < n_tile_vectors * lanes * sizeof(stored); b += 64)
-        prefetch(ahead(row, prefetch_ahead + b));
+      for (std::size_t b = 0; b < row_bytes; b += 64) prefetch(ahead(asked, r * row_bytes + b));
     }
     float_vector values[n_tile_vectors];
     HWY_UNROLL(8)
@@ -180,29 +212,33 @@ HWY_INLINE void add_weighted_tile(const float* w, std::size_t w_stride, const Ro
 template <std::size_t n_tile_queries, class RowAt>
 HWY_INLINE void add_weighted_chunk(const float* w, std::size_t w_stride, const RowAt& row_at,
                                    std::size_t n_rows, std::size_t dim, float* acc,
-                                   std::size_t acc_stride, std::size_t ahead) {
+                                   std::size_t acc_stride, read_ahead* then) {
+  using stored = std::remove_cvref_t<decltype(*row_at(0))>;
   constexpr std::size_t n_vectors = n_registers == 32 ? 4 : 2;
   std::size_t c = 0;
   const auto at_column = [&] { return [&row_at, c](std::size_t r) { return row_at(r) + c; }; };
+  const auto asked = [&](std::size_t n_columns) {
+    return then == nullptr ? nullptr : then->take(n_rows * n_columns * sizeof(stored));
+  };
 #if WAVEKV_BF16_PRODUCTS
-  if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*row_at(0))>, bf16>) {
+  if constexpr (std::is_same_v<stored, bf16>) {
     if (dim >= n_vectors * lanes) {
       const split_weights weights(w, n_tile_queries, w_stride, n_rows);
       for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
         add_weighted_tile_bf16<n_tile_queries>(weights, at_column(), n_rows, acc + c, acc_stride,
-                                               ahead);
+                                               asked(n_vectors * lanes));
     }
   }
 #endif
   for (; c + n_vectors * lanes <= dim; c += n_vectors * lanes)
     add_weighted_tile<n_vectors, n_tile_queries, false>(w, w_stride, at_column(), n_rows, acc + c,
-                                                        acc_stride, 0, ahead);
+                                                        acc_stride, 0, asked(n_vectors * lanes));
   for (; c + lanes <= dim; c += lanes)
     add_weighted_tile<1, n_tile_queries, false>(w, w_stride, at_column(), n_rows, acc + c,
-                                                acc_stride, 0, ahead);
+                                                acc_stride, 0, asked(lanes));
   if (c < dim)
     add_weighted_tile<1, n_tile_queries, true>(w, w_stride, at_column(), n_rows, acc + c,
-                                               acc_stride, dim - c, ahead);
+                                               acc_stride, dim - c, asked(dim - c));
 }
 
 /// Calls f with a compile-time 4, 2 or 1 until n_q queries are covered; f(size, first).
@@ -218,28 +254,46 @@ HWY_INLINE void by_query_tiles(std::size_t n_q, const F& f) {
 }
 
 /// Walks a run of rows by tiles: tile(n_tile_rows, n_tile_queries, first query, rows, dim, logits, logits_stride,
-/// bytes to prefetch ahead).
+/// bytes to be prefetched).
 template <scalar S, class Tile>
 HWY_INLINE void score_tiles(std::size_t n_q, const S* rows, std::size_t n_rows, std::size_t dim,
-                            float* logits, std::size_t logits_stride, const read_ahead& then,
+                            float* logits, std::size_t logits_stride, read_ahead* then,
                             const Tile& tile) {
-  constexpr std::size_t walked = 8;  // rows whose successors are asked for together
-  const std::size_t row_bytes = dim * sizeof(S);
+  constexpr std::size_t walked = 8;  // rows that all queries see before the next ones are read
   for (std::size_t r = 0; r < n_rows; r += walked) {
     const std::size_t n = std::min(walked, n_rows - r);
-    const std::size_t distance = prefetch_distance(rows, row_bytes, r, n, n_rows, then);
     by_query_tiles(n_q, [&](auto size, std::size_t g) {
       constexpr std::size_t together = std::min(walked, tile_rows<decltype(size)::value>);
       const S* row = rows + r * dim;
       float* to = logits + g * logits_stride + r;
-      const std::size_t asked = g == 0 ? distance : 0;
+      const auto asked = [&](std::size_t n_tile_rows) {
+        return g != 0 || then == nullptr ? nullptr : then->take(n_tile_rows * dim * sizeof(S));
+      };
       std::size_t i = 0;
       for (; i + together <= n; i += together)
         tile(std::integral_constant<std::size_t, together>{}, size, g, row + i * dim, dim, to + i,
-             logits_stride, asked);
+             logits_stride, asked(together));
       for (; i < n; ++i)
         tile(std::integral_constant<std::size_t, 1>{}, size, g, row + i * dim, dim, to + i,
-             logits_stride, asked);
+             logits_stride, asked(1));
+    });
+  }
+}
+
+/// Weighted sums of rows that lie wherever row_at(r) says, a chunk of rows at a time.
+template <class RowAt>
+HWY_INLINE void add_weighted_chunks(const float* w, std::size_t n_q, std::size_t w_stride,
+                                    const RowAt& row_at, std::size_t n_rows, std::size_t dim,
+                                    float* acc, std::size_t acc_stride, read_ahead* then) {
+  const std::size_t row_bytes = dim * sizeof(*row_at(0));
+  const std::size_t chunk =
+      std::clamp<std::size_t>(row_tuning::chunk_bytes / row_bytes, 1, row_tuning::max_chunk_rows);
+  for (std::size_t r = 0; r < n_rows; r += chunk) {
+    const std::size_t n = std::min(chunk, n_rows - r);
+    by_query_tiles(n_q, [&](auto size, std::size_t g) {
+      add_weighted_chunk<decltype(size)::value>(
+          w + g * w_stride + r, w_stride, [&row_at, r](std::size_t i) { return row_at(r + i); }, n,
+          dim, acc + g * acc_stride, acc_stride, g == 0 ? then : nullptr);
     });
   }
 }
@@ -253,11 +307,11 @@ HWY_INLINE void score_tiles(std::size_t n_q, const S* rows, std::size_t n_rows, 
 /// @param q  [n_q, dim] with q_stride floats from one query to the next; the scale is already in it
 /// @param rows  [n_rows, dim] contiguous
 /// @param logits  [n_q, n_rows] with logits_stride; overwritten
-/// @param then  what is read after the run; prefetched on the way
+/// @param then  what will be read, or null; as many bytes as the run has are asked for
 template <scalar S>
 void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* rows,
                 std::size_t n_rows, std::size_t dim, float* logits, std::size_t logits_stride,
-                const read_ahead& then = {}) noexcept {
+                read_ahead* then = nullptr) noexcept {
 #if WAVEKV_BF16_PRODUCTS
   if constexpr (std::is_same_v<S, bf16>) {
     if (dim <= detail::split_queries::max_dim) {
@@ -288,39 +342,27 @@ void score_rows(const float* q, std::size_t n_q, std::size_t q_stride, const S* 
 /// @param w  [n_q, n_rows] with w_stride
 /// @param rows  [n_rows, dim] contiguous
 /// @param acc  [n_q, dim] with acc_stride; added to
-/// @param then  what is read after the run; prefetched on the way
+/// @param then  what will be read, or null; as many bytes as the run has are asked for
 template <scalar S>
 void add_weighted_rows(const float* w, std::size_t n_q, std::size_t w_stride, const S* rows,
                        std::size_t n_rows, std::size_t dim, float* acc, std::size_t acc_stride,
-                       const read_ahead& then = {}) noexcept {
-  const std::size_t row_bytes = dim * sizeof(S);
-  const std::size_t chunk =
-      std::clamp<std::size_t>(row_tuning::chunk_bytes / row_bytes, 1, row_tuning::max_chunk_rows);
-  for (std::size_t r = 0; r < n_rows; r += chunk) {
-    const std::size_t n = std::min(chunk, n_rows - r);
-    const std::size_t distance = detail::prefetch_distance(rows, row_bytes, r, n, n_rows, then);
-    const auto row_at = [first = rows + r * dim, dim](std::size_t i) { return first + i * dim; };
-    detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
-      detail::add_weighted_chunk<decltype(size)::value>(w + g * w_stride + r, w_stride, row_at, n,
-                                                        dim, acc + g * acc_stride, acc_stride,
-                                                        g == 0 ? distance : 0);
-    });
-  }
+                       read_ahead* then = nullptr) noexcept {
+  detail::add_weighted_chunks(
+      w, n_q, w_stride, [rows, dim](std::size_t r) { return rows + r * dim; }, n_rows, dim, acc,
+      acc_stride, then);
 }
 
 /// @brief Weighted sums of rows that lie anywhere: acc[g] += sum over r of w[g * w_stride + r] · rows[r][].
 ///
 /// As add_weighted_rows, bit for bit, where the rows lie behind each other. Allocates nothing.
-/// @param rows  [n_rows] pointers to rows of dim elements; n_rows at most row_tuning::max_chunk_rows
+/// @param rows  [n_rows] pointers to rows of dim elements
 template <scalar S>
 void add_weighted_rows_at(const float* w, std::size_t n_q, std::size_t w_stride,
                           const S* const* rows, std::size_t n_rows, std::size_t dim, float* acc,
-                          std::size_t acc_stride) noexcept {
-  detail::by_query_tiles(n_q, [&](auto size, std::size_t g) {
-    detail::add_weighted_chunk<decltype(size)::value>(
-        w + g * w_stride, w_stride, [rows](std::size_t r) { return rows[r]; }, n_rows, dim,
-        acc + g * acc_stride, acc_stride, 0);
-  });
+                          std::size_t acc_stride, read_ahead* then = nullptr) noexcept {
+  detail::add_weighted_chunks(
+      w, n_q, w_stride, [rows](std::size_t r) { return rows[r]; }, n_rows, dim, acc, acc_stride,
+      then);
 }
 
 }  // namespace wavekv::simd

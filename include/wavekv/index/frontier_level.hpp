@@ -76,7 +76,7 @@ struct frontier_level {
       size[column + i] = tree.size[first + i];
       dispersion[column + i] = tree.dispersion[first + i];
     }
-    return {centroids, value_means, tree.size + first, tree.dispersion + first, n, nullptr};
+    return {centroids, value_means, tree.size + first, tree.dispersion + first, n};
   }
 
   /// @brief Adds the estimates of a segment's nodes in one zone to a partial softmax, or takes them out of it.

@@ -188,19 +188,26 @@ class group_search {
     const std::size_t s = part - n_steady_parts_;
     const std::size_t level = n_levels_ - 1;
     const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
-    summary_rows<float, T> summaries =
+    const summary_rows<float, T> summaries =
         enter_family(part, level, 0, tree.n_nodes, levels_[level].offset[s]);
-    if (s + 1 < input_.segments.size()) {
-      summaries.next = input_.segments[s + 1]->head(input_.head).levels[level].rows;
-    }
+    std::size_t next = s;
+    auto top_of_next = [&](simd::stretch& to) {
+      if (next == input_.segments.size()) {
+        return false;
+      }
+      const tree_level<T>& of_next = input_.segments[next++]->head(input_.head).levels[level];
+      to = {of_next.rows, of_next.n_nodes * row_bytes()};
+      return true;
+    };
+    simd::read_ahead then(top_of_next);
     level_type& state = levels_[level];
     float* logits = state.logits.data() + state.offset[s];
     if constexpr (Accumulate) {
       estimate_rows(queries(), leaning_.variances(level), summaries, input_.softcap, logits,
-                    state.n_nodes, partial(part));
+                    state.n_nodes, partial(part), &then);
     } else {
-      score_summaries(queries(), leaning_.variances(level), summaries, input_.value_dim,
-                      input_.softcap, logits, state.n_nodes);
+      score_summaries(queries(), leaning_.variances(level), summaries, input_.softcap, logits,
+                      state.n_nodes, &then);
     }
   }
 
@@ -235,28 +242,22 @@ class group_search {
     const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
     level_type& below = levels_[level - 1];
     const std::size_t first_column = below.offset[s];
+    family_stretches<Accumulate> order(*this, s, level);
+    simd::read_ahead then(order);
     std::size_t column = first_column;
-    for (std::size_t i = state.next_opened(s, state.offset[s]); i < state.offset[s + 1];) {
+    for (std::size_t i = state.next_opened(s, state.offset[s]); i < state.offset[s + 1];
+         i = state.next_opened(s, i + 1)) {
       const std::uint32_t first = tree.first_child[state.node[i]];
       const std::uint32_t last = tree.first_child[state.node[i] + 1];
-      summary_rows<float, T> family = enter_family(part, level - 1, first, last, column);
-      i = state.next_opened(s, i + 1);
-      if (i < state.offset[s + 1]) {
-        family.next = prefetch_family(s, level, state.node[i]);
-      } else if (s + 2 < state.offset.size()) {
-        const std::size_t beyond = state.next_opened(s + 1, i);
-        if (beyond < state.offset[s + 2]) {
-          family.next = prefetch_family(s + 1, level, state.node[beyond]);
-        }
-      }
-      score_summaries(queries(), leaning_.variances(level - 1), family, input_.value_dim,
-                      input_.softcap, below.logits.data() + column, below.n_nodes);
+      const summary_rows<float, T> family = enter_family(part, level - 1, first, last, column);
+      score_summaries(queries(), leaning_.variances(level - 1), family, input_.softcap,
+                      below.logits.data() + column, below.n_nodes, &then);
       column += family.n;
     }
-    if constexpr (Accumulate) {  // all of the part's families at once: they are in cache
+    if constexpr (Accumulate) {
       accumulate_rows_at(below.logits.data() + first_column, below.n_nodes,
                          below.size.data() + first_column, below.value_mean.data() + first_column,
-                         column - first_column, accumulation::add, partial(part));
+                         column - first_column, accumulation::add, partial(part), &then);
     }
   }
 
@@ -368,33 +369,80 @@ class group_search {
     const auto& segment = *input_.segments[part - n_steady_parts_];
     const std::size_t width = input_.key_dim + input_.value_dim;
     step_stats& stats = part_stats_[part];
+    const auto n_tokens = [&](std::size_t i) { return blocks[i].n_elements / width; };
     const read_counts counts = reader.read(
         segment.rows(), blocks, lane,
-        [&](std::size_t i, const T* rows, const T* next) {
-          const std::size_t n = blocks[i].n_elements / width;
-          attend_rows(queries(), rows, rows + n * input_.key_dim, n, input_.softcap, partial(part),
-                      next);
-          stats.tokens_read += n;
-          stats.bytes_read += n * row_bytes();
+        [&](std::span<const located_block<T>> located) {
+          const auto run_at = [&](std::size_t i) {
+            const std::size_t n = n_tokens(located[i].i);
+            return token_run<T>{located[i].rows, located[i].rows + n * input_.key_dim, n};
+          };
+          attend_runs(queries(), located.size(), run_at, input_.softcap, partial(part));
         },
         std::forward<Meanwhile>(meanwhile));
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      stats.tokens_read += n_tokens(i);
+      stats.bytes_read += n_tokens(i) * row_bytes();
+    }
     stats.clusters_read += blocks.size();
     stats.hits += counts.hits;
     stats.misses += counts.misses;
     stats.bytes_moved += counts.bytes_moved;
   }
 
-  // Asks for what lies beside the rows of an opened node's family, and says where these lie: they follow what is being
-  // read.
-  const void* prefetch_family(std::size_t s, std::size_t level, std::uint32_t node) const noexcept {
-    const head_index<T>& index = input_.segments[s]->head(input_.head);
-    const std::uint32_t first = index.levels[level].first_child[node];
-    const tree_level<T>& below = index.levels[level - 1];
-    simd::detail::prefetch(below.size + first);
-    simd::detail::prefetch(below.dispersion + first);
-    simd::detail::prefetch(below.first_child + first);
-    return below.rows + first * (input_.key_dim + input_.value_dim);
-  }
+  // The stretches of memory that descending reads, in its order: a segment's opened families' centroids, then their mean
+  // values; and so on with the next segment.
+  template <bool Accumulates>
+  class family_stretches {
+   public:
+    family_stretches(const group_search& search, std::size_t segment, std::size_t level) noexcept
+        : search_(search), level_(level), segment_(segment), i_(first()) {}
+
+    bool operator()(simd::stretch& to) {
+      const auto& input = search_.input_;
+      for (; segment_ < input.segments.size(); go_on()) {
+        const level_type& state = search_.levels_[level_];
+        i_ = state.next_opened(segment_, i_);
+        if (i_ == state.offset[segment_ + 1]) {
+          continue;
+        }
+        const head_index<T>& index = input.segments[segment_]->head(input.head);
+        const std::uint32_t node = state.node[i_++];
+        const std::uint32_t first_child = index.levels[level_].first_child[node];
+        const std::size_t n = index.levels[level_].first_child[node + 1] - first_child;
+        const tree_level<T>& below = index.levels[level_ - 1];
+        const T* centroids = below.rows + first_child * (input.key_dim + input.value_dim);
+        if (of_values_) {
+          to = {centroids + n * input.key_dim, n * input.value_dim * sizeof(T)};
+        } else {
+          to = {centroids, n * input.key_dim * sizeof(T)};
+          simd::detail::prefetch(below.size + first_child);
+          simd::detail::prefetch(below.dispersion + first_child);
+          simd::detail::prefetch(below.first_child + first_child);
+        }
+        return true;
+      }
+      return false;
+    }
+
+   private:
+    [[nodiscard]] std::size_t first() const noexcept {
+      return search_.levels_[level_].offset[segment_];
+    }
+
+    // From centroids to mean values, or to the next segment.
+    void go_on() noexcept {
+      segment_ += of_values_ || !Accumulates ? 1 : 0;
+      of_values_ = !of_values_ && Accumulates;
+      i_ = first();
+    }
+
+    const group_search& search_;
+    std::size_t level_;
+    std::size_t segment_;
+    std::size_t i_;
+    bool of_values_ = false;
+  };
 
   // Enters a family of the part's segment into the level's frontier, all but its logits, and books the reading.
   summary_rows<float, T> enter_family(std::size_t part, std::size_t level, std::uint32_t first,

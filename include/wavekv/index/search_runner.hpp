@@ -96,7 +96,8 @@ class search_runner {
     template <class Bound>
     void reserve(const search_limits& limits) {
       reserve_room(blocks, limits.n_segment_clusters);
-      reserve_room(lane.found, limits.n_segment_clusters);
+      reserve_room(lane.here, limits.n_segment_clusters);
+      reserve_room(lane.arrived, limits.n_segment_clusters);
       reserve_room(merged, limits.group_size * (limits.value_dim + 2));
       reserve_room(shared.active, 1);
       reserve_room(shared.accepted, 1);

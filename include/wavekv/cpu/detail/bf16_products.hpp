@@ -87,8 +87,7 @@ class split_queries {
 /// As score_tile, for queries in bf16 terms.
 template <std::size_t n_tile_rows, std::size_t n_tile_queries>
 HWY_INLINE void score_tile_bf16(const std::uint16_t* q, const bf16* rows, std::size_t dim,
-                                float* logits, std::size_t logits_stride,
-                                std::size_t prefetch_ahead) {
+                                float* logits, std::size_t logits_stride, const char* asked) {
   const auto* bits = reinterpret_cast<const std::uint16_t*>(rows);
   __m512 sums[n_tile_rows][n_tile_queries];
   HWY_UNROLL(8)
@@ -114,10 +113,10 @@ HWY_INLINE void score_tile_bf16(const std::uint16_t* q, const bf16* rows, std::s
   };
   std::size_t c = 0;
   for (; c + pair_lanes <= dim; c += pair_lanes) {
-    if (prefetch_ahead != 0) {
+    if (asked != nullptr) {
       HWY_UNROLL(8)
       for (std::size_t r = 0; r < n_tile_rows; ++r)
-        prefetch(ahead(bits + r * dim + c, prefetch_ahead));
+        prefetch(ahead(asked, (r * dim + c) * sizeof(bf16)));
     }
     step([](const std::uint16_t* p) HWY_ATTR { return pinned(_mm512_loadu_si512(p)); }, c);
   }
@@ -170,7 +169,7 @@ class split_weights {
 template <std::size_t n_tile_queries, class RowAt>
 HWY_INLINE void add_weighted_tile_bf16(const split_weights& w, const RowAt& row_at,
                                        std::size_t n_rows, float* acc, std::size_t acc_stride,
-                                       std::size_t prefetch_ahead) {
+                                       const char* asked) {
   alignas(64) static constexpr std::uint16_t twice[2][32] = {
       {0, 0, 1, 1, 2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
        8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15},
@@ -187,9 +186,9 @@ HWY_INLINE void add_weighted_tile_bf16(const split_weights& w, const RowAt& row_
   }
   for (std::size_t r = 0; r < n_rows; ++r) {
     const auto* row = reinterpret_cast<const std::uint16_t*>(row_at(r));
-    if (prefetch_ahead != 0) {
-      prefetch(ahead(row, prefetch_ahead));
-      prefetch(ahead(row + pair_lanes, prefetch_ahead));
+    if (asked != nullptr) {
+      prefetch(ahead(asked, r * 128));
+      prefetch(ahead(asked, r * 128 + 64));
     }
     const __m512i left = _mm512_loadu_si512(row);
     const __m512i right = _mm512_loadu_si512(row + pair_lanes);
