@@ -7,8 +7,10 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -99,6 +101,19 @@ struct result {
   float ratio_p05 = 0, ratio_p50 = 0, ratio_p95 = 0;
   double coverage = 0;
   double capped_share = 0;
+  std::vector<float> errors;  // of every query head and question
+  std::vector<float> ratios;  // predicted or sampled over the worst head's, of every question
+
+  /// What follows from errors and ratios.
+  void summarize() {
+    const auto within = std::ranges::count_if(errors, [&](float e) { return e <= epsilon; });
+    error_p50 = quantile(errors, 0.5);
+    error_p95 = quantile(errors, 0.95);
+    ratio_p05 = quantile(ratios, 0.05);
+    ratio_p50 = quantile(ratios, 0.5);
+    ratio_p95 = quantile(ratios, 0.95);
+    coverage = static_cast<double>(within) / static_cast<double>(errors.size());
+  }
 };
 
 /// Queries of even tokens teach the metric, odd ones are asked: nobody is asked what it was taught. Half of
@@ -147,8 +162,6 @@ class measured_layer {
     found.parameters = rule.parameters;
     found.epsilon = rule.epsilon;
     wavekv::step_stats total;
-    std::vector<float> errors;
-    std::vector<float> ratios;
     std::vector<float> out(data_.n_query_heads * data_.dim);
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
       const wavekv::step_stats step =
@@ -156,25 +169,19 @@ class measured_layer {
       total += step;
       float worst = 0;
       for (std::size_t head = 0; head < data_.n_query_heads; ++head) {
-        errors.push_back(
+        found.errors.push_back(
             relative_error(&out[head * data_.dim], &expected_[i][head * data_.dim], data_.dim));
-        worst = std::max(worst, errors.back());
+        worst = std::max(worst, found.errors.back());
       }
       const float said = step.sampled_error > 0 ? step.sampled_error : step.predicted_error;
-      if (worst > 0 && said > 0) ratios.push_back(said / worst);
+      if (worst > 0 && said > 0) found.ratios.push_back(said / worst);
     }
-    const auto within = std::ranges::count_if(errors, [&](float e) { return e <= rule.epsilon; });
     const auto held = static_cast<double>(total.tokens_held);
     found.read_share = static_cast<double>(total.tokens_read) / held;
     found.bytes_share = static_cast<double>(total.bytes_read) /
                         (held * 2.0 * static_cast<double>(data_.dim * sizeof(wavekv::bf16)));
-    found.error_p50 = quantile(errors, 0.5);
-    found.error_p95 = quantile(errors, 0.95);
-    found.ratio_p05 = quantile(ratios, 0.05);
-    found.ratio_p50 = quantile(ratios, 0.5);
-    found.ratio_p95 = quantile(ratios, 0.95);
-    found.coverage = static_cast<double>(within) / static_cast<double>(errors.size());
     found.capped_share = static_cast<double>(total.capped) / static_cast<double>(total.groups);
+    found.summarize();
     return found;
   }
 
@@ -250,7 +257,7 @@ json to_json(const result& row) {
 
 template <class TokensPerCluster, class Clusterer>
 void measure_index(const options& options, const attention_data& data, const std::string& index,
-                   const std::string& clusterer, json& results) {
+                   const std::string& clusterer, std::vector<result>& results) {
   if (std::ranges::find(options.indexes, index) == options.indexes.end() ||
       std::ranges::find(options.clusterers, clusterer) == options.clusterers.end())
     return;
@@ -264,11 +271,12 @@ void measure_index(const options& options, const attention_data& data, const std
     row.index = index;
     row.clusterer = clusterer;
     print_row(row);
-    results.push_back(to_json(row));
+    results.push_back(std::move(row));
   }
 }
 
-void measure_data(const options& options, const attention_data& data, json& results) {
+void measure_data(const options& options, const attention_data& data,
+                  std::vector<result>& results) {
   using flat = wavekv::tokens_per_cluster<16>;
   using two_level = wavekv::tokens_per_cluster<16, 128>;
   using spherical = wavekv::spherical_kmeans<10>;
@@ -285,8 +293,38 @@ void measure_data(const options& options, const attention_data& data, json& resu
   measure_index<two_level, metric>(options, data, "two_level", "query_metric", results);
 }
 
+/// The rows of several layers as one, over all their heads and questions.
+std::vector<result> pooled(const std::vector<result>& rows, const std::string& name) {
+  std::vector<result> all;
+  std::vector<double> n_rows;
+  for (const result& row : rows) {
+    const auto same = std::ranges::find_if(all, [&](const result& other) {
+      return std::tie(other.index, other.clusterer, other.rule, other.parameters) ==
+             std::tie(row.index, row.clusterer, row.rule, row.parameters);
+    });
+    if (same == all.end()) {
+      all.push_back(row);
+      all.back().data = name;
+      n_rows.push_back(1);
+      continue;
+    }
+    same->errors.insert(same->errors.end(), row.errors.begin(), row.errors.end());
+    same->ratios.insert(same->ratios.end(), row.ratios.begin(), row.ratios.end());
+    same->read_share += row.read_share;
+    same->bytes_share += row.bytes_share;
+    same->capped_share += row.capped_share;
+    ++n_rows[static_cast<std::size_t>(same - all.begin())];
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) {  // the layers hold as many tokens each
+    for (double* share : {&all[i].read_share, &all[i].bytes_share, &all[i].capped_share})
+      *share /= n_rows[i];
+    all[i].summarize();
+  }
+  return all;
+}
+
 void run(const options& options) {
-  json results = json::array();
+  std::vector<result> results;
   const auto wanted = [&](const char* name) {
     return std::ranges::find(options.data, name) != options.data.end();
   };
@@ -304,11 +342,20 @@ void run(const options& options) {
             ? capture_model(options.model, options.haystack, options.n_tokens, options.seed)
             : read_captured(options.captured);
     if (!options.capture.empty()) write_captured(options.capture, layers);
-    for (const attention_data& layer : layers) measure_data(options, layer, results);
+    std::vector<result> of_layers;
+    for (const attention_data& layer : layers) measure_data(options, layer, of_layers);
+    std::printf("\nAll of the model's layers\n");
+    print_header();
+    std::vector<result> of_all = pooled(of_layers, "model, all layers");
+    std::ranges::for_each(of_all, print_row);
+    std::ranges::move(of_layers, std::back_inserter(results));
+    std::ranges::move(of_all, std::back_inserter(results));
   }
   if (!options.json_file.empty()) {
     std::ofstream file(options.json_file);
-    file << json{{"bound_accuracy", results}, {"tokens", options.n_tokens}}.dump(1) << '\n';
+    json rows = json::array();
+    for (const result& row : results) rows.push_back(to_json(row));
+    file << json{{"bound_accuracy", rows}, {"tokens", options.n_tokens}}.dump(1) << '\n';
     if (!file) throw std::runtime_error(options.json_file.string() + ": cannot write");
   }
 }

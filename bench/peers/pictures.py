@@ -115,7 +115,8 @@ def draw_step_time(results, path):
 def draw_error_bytes(results, path):
     """Error against bytes read: columns are data sets, rows the median and the 95th percentile."""
     accuracy = [row for row in results.get("bound_accuracy", {}).get("bound_accuracy", [])
-                if (row["index"], row["clusterer"]) == ("two_level", "query_metric")]  # fmt: skip
+                if (row["index"], row["clusterer"]) == ("two_level", "query_metric")
+                and not row["data"].endswith("all layers")]  # fmt: skip
     accuracy = [{**row, "data": _same_name(row["data"])} for row in accuracy] + results.get("rules", [])
     data_sets = sorted({row["data"] for row in accuracy})
     if not data_sets:

@@ -8,8 +8,7 @@ from interleave import interleave
 from words import LIMIT
 
 SPARE_BYTES = 1 << 30  # left to the system and to what peers allocate on their way
-FAR_BEHIND = 3  # a form this many times slower than its peer's best is not taken to contexts above FAR_CONTEXT
-FAR_CONTEXT = 131072
+FAR_BEHIND = 3  # a form this many times slower than its peer's best is not taken to far contexts
 
 
 def available_bytes():
@@ -51,9 +50,9 @@ def pack(workload, providers, budget):
 class StepMeasurement:
     """Collects rows and what was skipped over all workloads of a run."""
 
-    def __init__(self, library, cores, n_runs, log, only_near=False):
-        """only_near: above FAR_CONTEXT, peers that were FAR_BEHIND the fastest dense peer are left out whole."""
-        self._only_near = only_near
+    def __init__(self, library, cores, n_runs, log, near_context):
+        """near_context: above it, what was far slower on shorter contexts is left out, with a line that says so."""
+        self._near_context = near_context
         self._library, self._cores, self._n_runs, self._log = library, cores, n_runs, log
         self.rows, self.skipped, self.builds = [], [], []
         self._providers = {}  # (shape, threads) -> {provider: ms a token of its best form}
@@ -146,7 +145,7 @@ class StepMeasurement:
 
     def _is_far_behind_all(self, workload, provider, threads):
         """Whether a dense peer was far slower than the fastest one before, at every number of threads; says so."""
-        if not self._only_near or workload.context <= FAR_CONTEXT:
+        if workload.context <= self._near_context:
             return False
         behind = []
         for n_threads in threads:
@@ -159,13 +158,13 @@ class StepMeasurement:
         self.skip(
             provider.name,
             workload.name,
-            f"{min(behind):.1f} times as slow as the fastest dense peer on shorter contexts; short form",
+            f"{min(behind):.1f} times as slow as the fastest dense peer on shorter contexts",
         )
         return True
 
     def _is_far_behind(self, workload, contender, n_threads):
         """Whether this form was far slower than its peer's best before; says so."""
-        if workload.context <= FAR_CONTEXT:
+        if workload.context <= self._near_context:
             return False
         known = self._best.get((str(workload.shape), n_threads, contender.peer), {})
         mine = known.get(f"{contender.form}, {contender.scalar}")

@@ -195,6 +195,8 @@ def _accuracy(found):
         )  # fmt: skip
 
     names = list(dict.fromkeys(row["data"] for row in mine)) or ["model", "diffuse"]
+    if any(name.endswith("all layers") for name in names):  # asked for over all heads: of every layer
+        names = [name for name in names if not name.startswith("model layer")]
     for data in names:
         row = pick(data, "error_bound", 0.02)
         is_diffuse = data.startswith("diffuse")

@@ -149,6 +149,17 @@ class Targets(unittest.TestCase):
             change(results)
             self.assertEqual(short(results), {what})
 
+    def test_accuracy_is_asked_over_all_layers(self):
+        results = passing()
+        rows = results["bound_accuracy"]["bound_accuracy"]
+        layer = [row for row in rows if row["data"] == "model layer 0"]
+        rows += [row | {"data": "model, all layers"} for row in copy.deepcopy(layer)]
+        for row in layer:
+            row |= {"error_p50": 0.03, "error_p95": 0.2}  # of one layer alone
+        self.assertEqual(short(results), set())
+        rows[-len(layer)]["error_p95"] = 0.11
+        self.assertEqual(short(results), {"default's error, 95th percentile"})
+
     def test_exit_status(self):
         for results, status in ((passing(), 0), ({}, 1)):
             with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,7 @@ void accumulate_chunk(const partial_softmax_view& state, const float* logits,
       std::fill_n(weight, n, 0.0F);
       continue;
     }
-    float sum = simd::exp_shifted(row, weight, n, state.max[g]);
+    float sum = simd::exp_below(row, weight, n, state.max[g]);
     if constexpr (has_sizes) {
       sum = 0.0F;
       for (std::size_t r = 0; r < n; ++r) {

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include <wavekv/core/scalar.hpp>
+#include <wavekv/cpu/detail/exp_negative.hpp>
 #include <wavekv/cpu/detail/vectors.hpp>
 
 /// @file elementwise.hpp
@@ -117,35 +118,32 @@ inline float reduce_max(const float* x, std::size_t n) noexcept {
   return largest;
 }
 
-/// @brief y[i] = e^(x[i] - shift); returns the sum of y. In place when y == x.
+/// @brief y[i] = e^(x[i] - max), where max is finite and at least every x; returns the sum of y. In place when y == x.
 ///
-/// Accurate to about one unit in the last place for x - shift in [-87.3, 88]; below that the result is 0,
-/// above it e^88. x may hold -inf (a masked logit), shift must be finite.
-inline float exp_shifted(const float* x, float* y, std::size_t n, float shift) noexcept {
+/// To 1.5 units in the last place; below e^-87.3 the result is 0. x may hold -inf (a masked logit).
+inline float exp_below(const float* x, float* y, std::size_t n, float max) noexcept {
   namespace hn = detail::hn;
   constexpr detail::float_tag d{};
-  const auto shifts = hn::Set(d, shift);
+  const auto maxima = hn::Set(d, max);
   auto sums = hn::Zero(d);
   std::size_t i = 0;
   for (; i + detail::lanes <= n; i += detail::lanes) {
-    const auto e = detail::exp(hn::Sub(hn::LoadU(d, x + i), shifts));
+    const auto e = detail::exp_negative(hn::Sub(hn::LoadU(d, x + i), maxima));
     hn::StoreU(e, d, y + i);
     sums = hn::Add(sums, e);
   }
   if (i < n) {
-    const auto e = detail::exp(hn::Sub(detail::load_first(x + i, n - i), shifts));
+    const auto e = detail::exp_negative(hn::Sub(detail::load_first(x + i, n - i), maxima));
     detail::store_first(e, y + i, n - i);
     sums = hn::Add(sums, hn::IfThenElseZero(hn::FirstN(d, n - i), e));
   }
   return detail::sum(sums);
 }
 
-/// @brief x[i] = e^(x[i] - shift) in place; returns the sum.
-inline float exp_shifted(float* x, std::size_t n, float shift) noexcept {
-  return exp_shifted(x, x, n, shift);
-}
-
-/// @brief The sum of weight[i] · e^(x[i] - shift), where exp_shifted's accuracy holds.
+/// @brief The sum of weight[i] · e^(x[i] - shift).
+///
+/// Exponentials are accurate to about one unit in the last place for x - shift in [-87.3, 88]; below that they are 0,
+/// above it e^88. x may hold -inf, shift must be finite.
 inline float weighted_exp_sum(const float* x, const float* weight, std::size_t n,
                               float shift) noexcept {
   namespace hn = detail::hn;
