@@ -23,6 +23,8 @@ namespace wavekv::simd {
 struct row_tuning {
   /// Rows of a weighted sum that are walked once per tile of columns; they stay in the first-level cache.
   static constexpr std::size_t chunk_bytes = 4096;
+  static constexpr std::size_t min_chunk_rows =
+      8;  ///< but at least so many: sums are loaded and stored for each chunk
   static constexpr std::size_t max_chunk_rows = 64;  ///< and at most so many
 };
 
@@ -286,8 +288,8 @@ HWY_INLINE void add_weighted_chunks(const float* w, std::size_t n_q, std::size_t
                                     const RowAt& row_at, std::size_t n_rows, std::size_t dim,
                                     float* acc, std::size_t acc_stride, read_ahead* then) {
   const std::size_t row_bytes = dim * sizeof(*row_at(0));
-  const std::size_t chunk =
-      std::clamp<std::size_t>(row_tuning::chunk_bytes / row_bytes, 1, row_tuning::max_chunk_rows);
+  const std::size_t chunk = std::clamp(row_tuning::chunk_bytes / row_bytes,
+                                       row_tuning::min_chunk_rows, row_tuning::max_chunk_rows);
   for (std::size_t r = 0; r < n_rows; r += chunk) {
     const std::size_t n = std::min(chunk, n_rows - r);
     by_query_tiles(n_q, [&](auto size, std::size_t g) {

@@ -14,6 +14,30 @@
 
 namespace wavekv::simd {
 
+namespace detail {
+
+/// Sums up whole vectors of an array in four sums, which hides the latency of an addition; i is left at the first element
+/// that no whole vector holds.
+/// @param add  add(sums, first element) -> sums
+template <class Add>
+HWY_INLINE float sum_of_four(std::size_t n, std::size_t& i, const Add& add) {
+  constexpr float_tag d{};
+  auto a = hn::Zero(d);
+  auto b = hn::Zero(d);
+  auto c = hn::Zero(d);
+  auto e = hn::Zero(d);
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    a = add(a, i);
+    b = add(b, i + lanes);
+    c = add(c, i + 2 * lanes);
+    e = add(e, i + 3 * lanes);
+  }
+  for (; i + lanes <= n; i += lanes) a = add(a, i);
+  return sum(hn::Add(hn::Add(a, b), hn::Add(c, e)));
+}
+
+}  // namespace detail
+
 /// @brief How many of n floats are at least the threshold.
 inline std::size_t count_at_least(const float* x, std::size_t n, float threshold) noexcept {
   namespace hn = detail::hn;
@@ -33,12 +57,11 @@ inline float sum_at_least(const float* x, const float* weight, std::size_t n,
   namespace hn = detail::hn;
   constexpr detail::float_tag d{};
   const auto least = hn::Set(d, threshold);
-  auto sums = hn::Zero(d);
   std::size_t i = 0;
-  for (; i + detail::lanes <= n; i += detail::lanes)
-    sums = hn::Add(
-        sums, hn::IfThenElseZero(hn::Ge(hn::LoadU(d, x + i), least), hn::LoadU(d, weight + i)));
-  float sum = detail::sum(sums);
+  float sum = detail::sum_of_four(n, i, [&](auto sums, std::size_t at) HWY_ATTR {
+    const auto reaches = hn::Ge(hn::LoadU(d, x + at), least);
+    return hn::Add(sums, hn::IfThenElseZero(reaches, hn::LoadU(d, weight + at)));
+  });
   for (; i < n; ++i) sum += x[i] >= threshold ? weight[i] : 0.0F;
   return sum;
 }
@@ -49,13 +72,12 @@ inline float squares_below(const float* x, const float* y, std::size_t n,
   namespace hn = detail::hn;
   constexpr detail::float_tag d{};
   const auto limit = hn::Set(d, threshold);
-  auto sums = hn::Zero(d);
   std::size_t i = 0;
-  for (; i + detail::lanes <= n; i += detail::lanes) {
-    const auto kept = hn::IfThenElseZero(hn::Lt(hn::LoadU(d, x + i), limit), hn::LoadU(d, y + i));
-    sums = hn::MulAdd(kept, kept, sums);
-  }
-  float sum = detail::sum(sums);
+  float sum = detail::sum_of_four(n, i, [&](auto sums, std::size_t at) HWY_ATTR {
+    const auto below = hn::Lt(hn::LoadU(d, x + at), limit);
+    const auto kept = hn::IfThenElseZero(below, hn::LoadU(d, y + at));
+    return hn::MulAdd(kept, kept, sums);
+  });
   for (; i < n; ++i) sum += x[i] < threshold ? y[i] * y[i] : 0.0F;
   return sum;
 }

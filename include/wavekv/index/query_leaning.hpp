@@ -46,22 +46,30 @@ class query_leaning {
     share_.assign(max_tree_levels * group_size_, 0.0F);
     log_normalizer_.assign(max_tree_levels * group_size_, 0.0F);
     rows_.assign(max_tree_levels * group_size_ * width_, 0.0F);
+    std::size_t next = 0;
+    auto matrices = [&](simd::stretch& to) {
+      if (covariances == nullptr || next == n_levels) {
+        return false;
+      }
+      const auto& matrix = (*covariances)[next++].matrix;
+      to = {matrix.data(), matrix.size() * sizeof(float)};
+      return true;
+    };
+    simd::read_ahead then(matrices);
     for (std::size_t level = 0; level < n_levels; ++level) {
       const bool known = covariances != nullptr && !(*covariances)[level].matrix.empty();
       tilted_[level] = known && softcap == 0.0F;
       float* rows = rows_.data() + level * group_size_ * width_;
       if (known) {
         simd::add_weighted_rows(queries.data, group_size_, queries.stride,
-                                (*covariances)[level].matrix.data(), key_dim_, width_, rows,
-                                width_);
+                                (*covariances)[level].matrix.data(), key_dim_, width_, rows, width_,
+                                &then);
       }
       for (std::size_t g = 0; g < group_size_; ++g) {
         const float* q = queries.data + g * queries.stride;
         const float* seen = known ? rows + g * width_ : q;
         float sum = 0.0F;
-        for (std::size_t i = 0; i < key_dim_; ++i) {
-          sum += q[i] * seen[i];
-        }
+        simd::score_rows(q, 1, key_dim_, seen, 1, key_dim_, &sum, 1);
         variance_[level * group_size_ + g] = std::max(sum, 0.0F);  // rounding may go below
       }
     }

@@ -6,7 +6,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <span>
 
@@ -93,30 +92,27 @@ inline float kth_largest(const float* x, std::size_t n, std::size_t k) {
   constexpr std::size_t max_candidates = 1024;
   const std::size_t block = std::max<std::size_t>(16, (n + max_blocks - 1) / max_blocks);
   const std::size_t n_blocks = (n + block - 1) / block;
-  std::array<float, max_candidates> found{};
-  const auto kth = [k](float* first, std::size_t count) {
-    std::nth_element(first, first + (k - 1), first + count, std::greater<>());
-    return first[k - 1];
+  std::array<float, max_candidates> found;
+  // The lowest threshold that fewer than k exceed; `low` is at most that. Counts cost less than branches that nobody foresees.
+  const auto kth = [k](const float* first, std::size_t count, float low, float high) {
+    const auto few_exceed = [&](float threshold) {
+      return simd::count_at_least(first, count, from_order_key(order_key(threshold) + 1)) < k;
+    };
+    return few_exceed(low) ? low : narrow(low, high, few_exceed).fit;
   };
-  float low = -std::numeric_limits<float>::infinity();
-  if (n <= max_candidates && n <= 4 * k) {
-    std::copy_n(x, n, found.begin());
-    return kth(found.data(), n);
+  const float largest = simd::reduce_max(x, n);
+  constexpr float least = -std::numeric_limits<float>::infinity();
+  if (k > n_blocks) {
+    return kth(x, n, least, largest);
   }
-  if (k <= n_blocks) {
-    simd::block_maxima(x, n, block, found.data());
-    low = kth(found.data(), n_blocks);
-    if (simd::count_at_least(x, n, low) <= max_candidates) {
-      std::size_t count = 0;
-      simd::for_at_least(x, n, low, [&](std::size_t i) { found[count++] = x[i]; });
-      return kth(found.data(), count);
-    }
+  simd::block_maxima(x, n, block, found.data());
+  const float low = kth(found.data(), n_blocks, least, largest);
+  if (simd::count_at_least(x, n, low) > max_candidates) {
+    return kth(x, n, low, largest);
   }
-  // Many equal, or a large k: the lowest threshold that fewer than k exceed.
-  const auto few_exceed = [&](float threshold) {
-    return simd::count_at_least(x, n, from_order_key(order_key(threshold) + 1)) < k;
-  };
-  return few_exceed(low) ? low : narrow(low, simd::reduce_max(x, n), few_exceed).fit;
+  std::size_t count = 0;
+  simd::for_at_least(x, n, low, [&](std::size_t i) { found[count++] = x[i]; });
+  return kth(found.data(), count, low, largest);
 }
 
 /// @brief Calls chosen(i), i ascending, for the k largest; of equal values the smaller index comes first.
