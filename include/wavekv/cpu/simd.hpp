@@ -2,6 +2,7 @@
 #pragma once
 
 #include <wavekv/cpu/elementwise.hpp>
+#include <wavekv/cpu/read_ahead.hpp>
 #include <wavekv/cpu/rows.hpp>
 #include <wavekv/cpu/thresholds.hpp>
 #include <wavekv/cpu/tile_product.hpp>

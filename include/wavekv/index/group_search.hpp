@@ -17,8 +17,10 @@
 #include <wavekv/cache/token_rows.hpp>
 #include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/concepts.hpp>
+#include <wavekv/index/family_stretches.hpp>
 #include <wavekv/index/frontier_level.hpp>
 #include <wavekv/index/query_leaning.hpp>
+#include <wavekv/index/search_input.hpp>
 #include <wavekv/index/search_limits.hpp>
 #include <wavekv/index/segment.hpp>
 #include <wavekv/index/zone_planner.hpp>
@@ -33,24 +35,6 @@ inline partial_softmax_view view_partial(float* memory, std::size_t n_queries,
                                          std::size_t value_dim) noexcept {
   return {memory, memory + n_queries, memory + 2 * n_queries, n_queries, value_dim, value_dim};
 }
-
-/// @brief What a search is about: one query token's query heads of one KV head, and what they may see.
-/// Views only.
-template <scalar T, class Handle>
-struct search_input {
-  std::span<const std::shared_ptr<const segment<T, Handle>>> segments;
-  const token_rows<T>* sink = nullptr;
-  const token_rows<T>* tail = nullptr;
-  std::size_t n_visible_sink = 0;  ///< sink tokens up to and including the query's own
-  std::size_t n_visible_tail = 0;  ///< tail tokens up to and including the query's own
-  std::size_t head = 0;            ///< KV head
-  std::size_t group_size = 1;
-  std::size_t key_dim = 0;
-  std::size_t value_dim = 0;
-  float softcap = 0.0F;
-  const head_covariances* covariances = nullptr;  ///< of this head, or null: none known
-  const float* queries = nullptr;                 ///< [group_size, key_dim], times the logit scale
-};
 
 /// @brief The state of one search, reused from step to step so that a step allocates nothing.
 ///
@@ -242,7 +226,7 @@ class group_search {
     const tree_level<T>& tree = input_.segments[s]->head(input_.head).levels[level];
     level_type& below = levels_[level - 1];
     const std::size_t first_column = below.offset[s];
-    family_stretches<Accumulate> order(*this, s, level);
+    family_stretches<input_type, T, Accumulate> order(input_, state, s, level);
     simd::read_ahead then(order);
     std::size_t column = first_column;
     for (std::size_t i = state.next_opened(s, state.offset[s]); i < state.offset[s + 1];
@@ -389,60 +373,6 @@ class group_search {
     stats.misses += counts.misses;
     stats.bytes_moved += counts.bytes_moved;
   }
-
-  // The stretches of memory that descending reads, in its order: a segment's opened families' centroids, then their mean
-  // values; and so on with the next segment.
-  template <bool Accumulates>
-  class family_stretches {
-   public:
-    family_stretches(const group_search& search, std::size_t segment, std::size_t level) noexcept
-        : search_(search), level_(level), segment_(segment), i_(first()) {}
-
-    bool operator()(simd::stretch& to) {
-      const auto& input = search_.input_;
-      for (; segment_ < input.segments.size(); go_on()) {
-        const level_type& state = search_.levels_[level_];
-        i_ = state.next_opened(segment_, i_);
-        if (i_ == state.offset[segment_ + 1]) {
-          continue;
-        }
-        const head_index<T>& index = input.segments[segment_]->head(input.head);
-        const std::uint32_t node = state.node[i_++];
-        const std::uint32_t first_child = index.levels[level_].first_child[node];
-        const std::size_t n = index.levels[level_].first_child[node + 1] - first_child;
-        const tree_level<T>& below = index.levels[level_ - 1];
-        const T* centroids = below.rows + first_child * (input.key_dim + input.value_dim);
-        if (of_values_) {
-          to = {centroids + n * input.key_dim, n * input.value_dim * sizeof(T)};
-        } else {
-          to = {centroids, n * input.key_dim * sizeof(T)};
-          simd::detail::prefetch(below.size + first_child);
-          simd::detail::prefetch(below.dispersion + first_child);
-          simd::detail::prefetch(below.first_child + first_child);
-        }
-        return true;
-      }
-      return false;
-    }
-
-   private:
-    [[nodiscard]] std::size_t first() const noexcept {
-      return search_.levels_[level_].offset[segment_];
-    }
-
-    // From centroids to mean values, or to the next segment.
-    void go_on() noexcept {
-      segment_ += of_values_ || !Accumulates ? 1 : 0;
-      of_values_ = !of_values_ && Accumulates;
-      i_ = first();
-    }
-
-    const group_search& search_;
-    std::size_t level_;
-    std::size_t segment_;
-    std::size_t i_;
-    bool of_values_ = false;
-  };
 
   // Enters a family of the part's segment into the level's frontier, all but its logits, and books the reading.
   summary_rows<float, T> enter_family(std::size_t part, std::size_t level, std::uint32_t first,
