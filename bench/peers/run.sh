@@ -124,8 +124,8 @@ OMP_WAIT_POLICY=passive "$venv/bin/python" bench/peers/side_by_side.py --library
   --out "$out/side_by_side.json" ${arguments[@]+"${arguments[@]}"}
 
 "$venv/bin/python" bench/peers/report.py "$out/side_by_side.json" | tee "$out/side_by_side.md"
+"$venv/bin/python" bench/plot.py --out "$out" "$out/side_by_side.json"
 echo
 status=0
 "$venv/bin/python" bench/peers/targets.py "$out/side_by_side.json" | tee "$out/targets.md" || status=$?
 if ((check)); then exit "$status"; fi
-"$venv/bin/python" bench/plot.py --out "$out" "$out/side_by_side.json"

@@ -153,7 +153,8 @@ class Run:
                 )
             except Unavailable as error:
                 self.steps.skip("PyTorch prefill", f"{n_threads} threads", str(error))
-        for context in [32 * K, 128 * K] if short else [8 * K, 32 * K, 128 * K, 512 * K]:
+        contexts = [context for context in self.arguments.plan[0][1] if context <= 512 * K]
+        for context in [32 * K, 128 * K] if short else contexts:
             workload = make_diffuse(self.library, LLAMA, context)
             all_threads = context <= (32 * K if short else 128 * K)
             for n_threads in self.threads if all_threads else self.threads[-1:]:
