@@ -73,7 +73,8 @@ struct basic_fixed_budget {
       // Heads often name the same nodes: turns go on until the budget is used.
       std::size_t n_each = 0;
       while (mark.n_left != 0) {
-        n_each += (mark.n_left + nodes.group_size - 1) / nodes.group_size;
+        // Longer turns where many were needed: heads that agree would otherwise take one pass a node.
+        n_each += std::max((mark.n_left + nodes.group_size - 1) / nodes.group_size, n_each / 16);
         detail::for_nearest_by_turns(nodes, n_each, mark);
       }
     } else {
