@@ -134,7 +134,7 @@ void score_run(const query_rows& queries, const S* keys, std::size_t n, float so
 /// Complexity: n_queries · n · (key_dim + value_dim) multiply-adds and n_queries · n exponentials for n tokens in all;
 /// every key and value is read once. Allocates nothing.
 /// @param queries  [n_queries, key_dim], scaled; every query sees all tokens
-/// @param run_at   run_at(i) -> token_run<S>, for i < n_runs; called about four times each
+/// @param run_at   run_at(i) -> token_run<S>, for i < n_runs; called three times each
 /// @param softcap  cap of the logits; 0: none
 /// @param state  n_queries states of value_dim, added to
 template <class RunAt>

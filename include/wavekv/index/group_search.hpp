@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -15,7 +14,6 @@
 #include <wavekv/buffer/wave_buffer.hpp>
 #include <wavekv/cache/statistics.hpp>
 #include <wavekv/cache/token_rows.hpp>
-#include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/family_stretches.hpp>
 #include <wavekv/index/frontier_level.hpp>
