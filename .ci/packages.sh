@@ -9,7 +9,8 @@ packages_tests="doctest-dev"
 packages_benches="libbenchmark-dev"
 packages_instructions="g++-12 python3 valgrind"
 packages_reference="python3-venv"
-packages_clang="g++-12 clang-19 clang-tidy-19 libclang-rt-19-dev libomp-19-dev"
+# llvm-19 has the symbolizer that names the frames of a leak (tests/leaks.supp).
+packages_clang="g++-12 clang-19 clang-tidy-19 libclang-rt-19-dev libomp-19-dev llvm-19"
 
 # need_packages NAME...: installs the missing ones when root; else prints the one line that does and
 # fails. Where there is no dpkg it leaves the question to CMake, whose messages name the package.
