@@ -11,6 +11,11 @@
 #ifndef HWY_DISABLE_PCLMUL_AES
 #define HWY_DISABLE_PCLMUL_AES
 #endif
+// Highway 1.0 knows that a compiler's flags reach this target (Ice Lake with AVX-VNNI and on), but leaves it out of
+// those it allows unless asked, and then stops: "best baseline should be included in dynamic targets".
+#if defined(__AVXVNNI__) && defined(__AVX512BITALG__) && !defined(HWY_WANT_AVX3_DL)
+#define HWY_WANT_AVX3_DL
+#endif
 #include <hwy/highway.h>
 
 /// @file vectors.hpp
