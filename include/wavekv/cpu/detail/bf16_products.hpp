@@ -14,8 +14,12 @@
 /// group of four from running at memory's speed. vdpbf16ps takes the rows as they are. The other factor (a
 /// query, a weight) is split into two bf16 that add up to it within 2^-17 relative, so that nothing visible is
 /// lost against float; the products are exact and the sums are float.
+///
+/// Where the instruction is slow, widening wins: Sapphire Rapids and its successors, which AVX512-FP16 tells from Zen,
+/// take some three cycles for each, and rows in cache then run at half the speed (see bench/README.md).
 
-#if defined(__AVX512BF16__) && HWY_TARGET <= HWY_AVX3 && !defined(WAVEKV_NO_BF16_PRODUCTS)
+#if defined(__AVX512BF16__) && !defined(__AVX512FP16__) && HWY_TARGET <= HWY_AVX3 &&               \
+    !defined(WAVEKV_NO_BF16_PRODUCTS)
 #define WAVEKV_BF16_PRODUCTS 1
 #include <immintrin.h>
 #else
