@@ -37,12 +37,12 @@ geometry small_geometry() {
   return sizes;
 }
 
-/// Changes in every step that seals something: a KV head of a segment that others still lack, or the last one.
+/// Changes in every step that seals something: a chore of a segment that others still lack, or the last one.
 std::uint64_t sealed(const cache_type& cache, const std::vector<wavekv::query_run>& batch) {
   std::uint64_t sum = 0;
   for (const wavekv::query_run& run : batch) {
     const wavekv::statistics stats = cache.stats(run.sequence);
-    sum += stats.segments * small_geometry().n_kv_heads + stats.heads_in_making;
+    sum += stats.segments * 2 * small_geometry().n_kv_heads + stats.chores_in_making;
   }
   return sum;
 }

@@ -430,7 +430,8 @@ TEST_CASE("attend_partial of two halves, merged, equals attend of the whole") {
       to.numerator = wavekv::nhd(view.numerator, 1, sizes.n_query_heads, sizes.value_dim);
       const wavekv::query_run run{sequence, 1};
       cache.attend_partial(std::span(&run, 1), 0,
-                           tokens_of(query, 0, 1, sizes.n_query_heads, sizes.key_dim), to, bound...);
+                           tokens_of(query, 0, 1, sizes.n_query_heads, sizes.key_dim), to,
+                           bound...);
       return sums;
     };
     const wavekv::exact all{};

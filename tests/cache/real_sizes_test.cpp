@@ -68,9 +68,11 @@ void check(double most_index_bytes) {
   compare(1);
   append(1023);  // one at a time would do the same
   compare(1);
+  append(1);  // fills the second; half of its head is made
+  compare(1);
   append(1);
   compare(2);
-  append(70);
+  append(69);
   compare(2);
   const wavekv::statistics stats = cache.stats(sequence);
   CHECK(stats.kv_bytes == (8192 + 1024) * 256 * sizeof(wavekv::bf16));

@@ -183,7 +183,7 @@ class kv_cache {
       sum.steady_bytes += layer.sink.bytes() + layer.tail.bytes();
       if (layer.sealing) {
         sum.steady_bytes += layer.sealing->bytes();
-        sum.heads_in_making += layer.sealing->segment.n_heads_done;
+        sum.chores_in_making += layer.sealing->segment.n_chores_done;
       }
       sum.steps += layer.steps;
       sum.last += layer.last;

@@ -25,17 +25,18 @@
 
 namespace wavekv {
 
-/// @brief A segment that is sealed over several decode steps, a few KV heads in each; its tokens stay in the tail until
+/// @brief A segment that is sealed over several decode steps, some chores in each; its tokens stay in the tail until
 /// it is finished. Copyable: a fork goes on where its parent was.
 template <scalar T, class Segment>
 class seal_in_progress {
  public:
-  /// @param due  tokens of the layer at which the first heads were due
+  /// @param due  tokens of the layer at which the first chores were due
   seal_in_progress(unfinished_segment<Segment> begun, std::size_t due) noexcept
       : segment(std::move(begun)), due_length(due) {}
   seal_in_progress(const seal_in_progress& other) : due_length(other.due_length) {
     segment.run = other.segment.run;
-    segment.n_heads_done = other.segment.n_heads_done;
+    segment.clusters = other.segment.clusters;
+    segment.n_chores_done = other.segment.n_chores_done;
     segment.covariances = other.segment.covariances;
     const auto& from = other.segment.parts;
     auto& to = segment.parts;
@@ -70,6 +71,9 @@ class seal_in_progress {
       for (const auto& rows : head.rows) {
         sum += rows.bytes();
       }
+    }
+    for (const token_clusters& clusters : segment.clusters) {
+      sum += clusters.assignment.capacity() * sizeof(std::uint32_t);
     }
     return sum;
   }

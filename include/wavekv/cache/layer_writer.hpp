@@ -66,7 +66,7 @@ class layer_writer {
   /// @brief Makes n staged rows part of the layer, and seals what is due.
   ///
   /// A prompt is sealed in whole prefill segments, each in the call that fills it. A decode segment is sealed over the
-  /// steps after the one that fills it, a few KV heads in each: which heads are due follows from the layer's length
+  /// steps after the one that fills it, some chores in each: which are due follows from the layer's length
   /// alone, so that one token a call and several give the same. Nothing else is sealed meanwhile.
   /// @param queries  [n, n_query_heads, key_dim] or empty, checked: what the clusterer learns from
   template <class Q>
@@ -189,21 +189,26 @@ class layer_writer {
 
   // What one commit seals.
   struct seal_plan {
-    std::size_t old_heads_due = 0;  // of the seal in progress, from its first head on
-    bool ends_old = false;          // whether these are all of them
-    std::vector<seal_run> prompt;   // segments made at once
+    std::size_t old_chores_due = 0;  // of the seal in progress, from its first on
+    bool ends_old = false;           // whether these are all of them
+    std::vector<seal_run> prompt;    // segments made at once
     seal_run begun;  // a new seal in progress, when n_tokens is not 0; where it would begin
-    std::size_t due_length = 0;       // of that
-    std::size_t begun_heads_due = 0;  // of that
+    std::size_t due_length = 0;        // of that
+    std::size_t begun_chores_due = 0;  // of that
 
     bool is_empty() const noexcept {
-      return old_heads_due == 0 && prompt.empty() && begun.n_tokens == 0;
+      return old_chores_due == 0 && prompt.empty() && begun.n_tokens == 0;
     }
   };
 
-  // KV heads made by the time a layer has this length: as many a token as keep one layer's seal within its turn.
-  std::size_t heads_due(std::size_t length, std::size_t due_length) const noexcept {
-    const std::size_t all = sizes_.n_kv_heads;
+  // Chores of sealing one segment.
+  std::size_t n_chores() const noexcept {
+    return sizes_.n_kv_heads * unfinished_segment<segment_type>::chores_per_head;
+  }
+
+  // Chores done by the time a layer has this length: as many a token as keep one layer's seal within its turn.
+  std::size_t chores_due(std::size_t length, std::size_t due_length) const noexcept {
+    const std::size_t all = n_chores();
     const std::size_t per_token =
         (all * sizes_.n_layers + segment_size_type::decode - 1) / segment_size_type::decode;
     return length < due_length ? 0 : std::min(all, (length - due_length + 1) * per_token);
@@ -217,9 +222,9 @@ class layer_writer {
     next_place place = first_place(state);
     if (state.sealing) {
       const auto& segment = state.sealing->segment;
-      const std::size_t due = heads_due(length, state.sealing->due_length);
-      plan.ends_old = due == sizes_.n_kv_heads;
-      plan.old_heads_due = plan.ends_old || due > segment.n_heads_done ? due : 0;
+      const std::size_t due = chores_due(length, state.sealing->due_length);
+      plan.ends_old = due == n_chores();
+      plan.old_chores_due = plan.ends_old || due > segment.n_chores_done ? due : 0;
       if (!plan.ends_old) {
         return plan;
       }
@@ -236,27 +241,27 @@ class layer_writer {
     plan.begun = place.take(size);
     if (size != 0) {
       plan.due_length = std::max(state.length() + 1, length - (pending - size));
-      plan.begun_heads_due = heads_due(length, plan.due_length);
+      plan.begun_chores_due = chores_due(length, plan.due_length);
     }
     return plan;
   }
 
-  // Seals what a plan names and makes n staged rows part of the layer. Heads of a seal in progress count only once
+  // Seals what a plan names and makes n staged rows part of the layer. Chores of a seal in progress count only once
   // nothing can fail any more; when finishing it fails, it is dropped, and made again.
   void run_plan(layer_type& state, std::size_t n, const seal_plan& plan,
                 const std::vector<query_metric>& metrics) {
-    const std::size_t all = sizes_.n_kv_heads;
-    if (state.sealing && plan.old_heads_due != 0) {
-      seal_heads(state, state.sealing->segment, plan.old_heads_due, metrics);
+    if (state.sealing && plan.old_chores_due != 0) {
+      do_chores(state, state.sealing->segment, plan.old_chores_due, metrics);
     }
     std::optional<seal_in_progress<T, segment_type>> begun;
     if (plan.begun.n_tokens != 0) {
-      begun.emplace(sealer_type::begin(plan.begun, all, sizes_.key_dim, sizes_.value_dim),
-                    plan.due_length);
-      seal_heads(state, begun->segment, plan.begun_heads_due, metrics);
-      begun->segment.n_heads_done = plan.begun_heads_due;
+      begun.emplace(
+          sealer_type::begin(plan.begun, sizes_.n_kv_heads, sizes_.key_dim, sizes_.value_dim),
+          plan.due_length);
+      do_chores(state, begun->segment, plan.begun_chores_due, metrics);
+      begun->segment.n_chores_done = plan.begun_chores_due;
     }
-    const bool ends_begun = begun && plan.begun_heads_due == all;
+    const bool ends_begun = begun && plan.begun_chores_due == n_chores();
     if (plan.ends_old || !plan.prompt.empty() || ends_begun) {
       sealed_runs<segment_type> sealed = seal_runs(state, plan.prompt, metrics);
       if (auto old = plan.ends_old ? std::exchange(state.sealing, std::nullopt) : std::nullopt) {
@@ -274,7 +279,7 @@ class layer_writer {
       }
     } else {
       if (!begun && state.sealing) {
-        state.sealing->segment.n_heads_done = plan.old_heads_due;
+        state.sealing->segment.n_chores_done = plan.old_chores_due;
       }
       state.tail.commit(n);
     }
@@ -283,11 +288,11 @@ class layer_writer {
     }
   }
 
-  void seal_heads(const layer_type& state, unfinished_segment<segment_type>& segment,
-                  std::size_t end, const std::vector<query_metric>& metrics) {
-    if (end > segment.n_heads_done) {
-      sealers_.borrow()->seal_heads(state.tail, segment, end, sizes_.key_dim, sizes_.value_dim,
-                                    clusterer_type{}, metrics, executor_);
+  void do_chores(const layer_type& state, unfinished_segment<segment_type>& segment,
+                 std::size_t end, const std::vector<query_metric>& metrics) {
+    if (end > segment.n_chores_done) {
+      sealers_.borrow()->do_chores(state.tail, segment, end, sizes_.key_dim, sizes_.value_dim,
+                                   clusterer_type{}, metrics, executor_);
     }
   }
 

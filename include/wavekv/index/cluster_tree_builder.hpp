@@ -42,29 +42,49 @@ struct cluster_tree {
   std::vector<cluster_tree_level> levels;  ///< finest first
 };
 
-/// @brief Builds a tree with one level per entry of tokens_per_cluster.
-///
-/// Level 0 is clustered from the tokens, level l from the centroids and value means of level l − 1, each
-/// with one vote. Means are accumulated in double, over tokens; dispersions are taken around the true mean. Level l asks the
-/// clusterer for ceil(n_tokens / tokens_per_cluster[l]) clusters; request.n_clusters is not used.
-/// A deterministic clusterer gives a deterministic tree.
-///
-/// Complexity: that of the clusterer, and O(n_tokens · key_dim²) for the dispersions.
-/// Allocates: the tree, unless `tree` comes from an earlier call of the same sizes; few small vectors.
-/// @param request             one KV head of one segment; finite
-/// @param clusterer           models wavekv::clusterer
-/// @param tokens_per_cluster  finest first, each at least 1, increasing; one to any number of levels
-/// @param tree                overwritten
-/// @throw config_error if tokens_per_cluster is empty or holds a 0; what the clusterer throws; std::bad_alloc
-template <class Clusterer>
-void build_tree(const cluster_request& request, const Clusterer& clusterer,
-                std::span<const std::size_t> tokens_per_cluster, clustering_scratch& scratch,
-                cluster_tree& tree) {
+/// @brief The clusters of the tokens, in the clusterer's ids: the first half of a tree's work.
+struct token_clusters {
+  std::vector<std::uint32_t> assignment;  ///< [n_tokens] cluster of each token
+  std::size_t n_clusters = 0;             ///< ids in use
+};
+
+namespace detail {
+inline void require_levels(std::span<const std::size_t> tokens_per_cluster) {
   if (tokens_per_cluster.empty() ||
       std::ranges::find(tokens_per_cluster, std::size_t{0}) != tokens_per_cluster.end()) {
     throw config_error(
         "build_tree: tokens_per_cluster needs one or more levels, each of at least 1 token");
   }
+}
+
+/// Clusters the rows of one level, of which the tree has n_tokens tokens.
+template <class Clusterer>
+std::size_t cluster_level(cluster_request request, const Clusterer& clusterer, std::size_t n_tokens,
+                          std::size_t tokens_per_cluster, clustering_scratch& scratch,
+                          std::vector<std::uint32_t>& assignment) {
+  request.n_clusters = (n_tokens + tokens_per_cluster - 1) / tokens_per_cluster;
+  assignment.resize(request.n_tokens);
+  return request.n_tokens == 0 ? 0 : clusterer.cluster(request, std::span(assignment), scratch);
+}
+}  // namespace detail
+
+/// @brief Clusters the tokens for grow_tree; the two together are build_tree, and may run at different times.
+/// Parameters, complexity and errors as there.
+template <class Clusterer>
+void cluster_tokens(const cluster_request& request, const Clusterer& clusterer,
+                    std::span<const std::size_t> tokens_per_cluster, clustering_scratch& scratch,
+                    token_clusters& clusters) {
+  detail::require_levels(tokens_per_cluster);
+  clusters.n_clusters = detail::cluster_level(request, clusterer, request.n_tokens,
+                                              tokens_per_cluster[0], scratch, clusters.assignment);
+}
+
+/// @brief Builds a tree on clusters of the same request that cluster_tokens made. Everything else as for build_tree.
+template <class Clusterer>
+void grow_tree(const cluster_request& request, const token_clusters& clusters,
+               const Clusterer& clusterer, std::span<const std::size_t> tokens_per_cluster,
+               clustering_scratch& scratch, cluster_tree& tree) {
+  detail::require_levels(tokens_per_cluster);
   const std::size_t n_tokens = request.n_tokens;
   const std::size_t n_levels = tokens_per_cluster.size();
   tree.key_dim = request.key_dim;
@@ -75,27 +95,21 @@ void build_tree(const cluster_request& request, const Clusterer& clusterer,
   // First in the ids the clusterer gives, level by level: the level above needs the means of the level below.
   std::vector<std::vector<std::uint32_t>> parents(n_levels);
   std::vector<detail::cluster_statistics> statistics(n_levels);
-  cluster_request level_request = request;
-  for (std::size_t l = 0; l < n_levels; ++l) {
-    level_request.n_clusters = (n_tokens + tokens_per_cluster[l] - 1) / tokens_per_cluster[l];
-    parents[l].resize(level_request.n_tokens);
-    const std::size_t n_nodes =
-        level_request.n_tokens == 0
-            ? 0
-            : clusterer.cluster(level_request, std::span(parents[l]), scratch);
-    if (l == 0) {
-      statistics[0] = detail::token_statistics(request, parents[0], n_nodes, scratch);
-    } else {
-      statistics[l] =
-          detail::merged_statistics(statistics[l - 1], parents[l], n_nodes, request, scratch);
-    }
-    level_request.keys = statistics[l].centroids.data();
-    level_request.values = statistics[l].value_means.data();
-    level_request.n_tokens = n_nodes;
+  parents[0] = clusters.assignment;
+  statistics[0] = detail::token_statistics(request, parents[0], clusters.n_clusters, scratch);
+  for (std::size_t l = 1; l < n_levels; ++l) {
+    cluster_request above = request;
+    above.keys = statistics[l - 1].centroids.data();
+    above.values = statistics[l - 1].value_means.data();
+    above.n_tokens = statistics[l - 1].sizes.size();
+    const std::size_t n_nodes = detail::cluster_level(above, clusterer, n_tokens,
+                                                      tokens_per_cluster[l], scratch, parents[l]);
+    statistics[l] =
+        detail::merged_statistics(statistics[l - 1], parents[l], n_nodes, request, scratch);
   }
 
   // Then from the top: the order of a level is that of its parents.
-  std::vector<std::uint32_t> parent_rank(level_request.n_tokens);
+  std::vector<std::uint32_t> parent_rank(statistics.back().sizes.size());
   for (std::size_t i = 0; i < parent_rank.size(); ++i) {
     parent_rank[i] = static_cast<std::uint32_t>(i);
   }
@@ -126,6 +140,29 @@ void build_tree(const cluster_request& request, const Clusterer& clusterer,
   for (std::size_t token = 0; token < n_tokens; ++token) {
     tree.order[parent_rank[token]] = static_cast<std::uint32_t>(token);
   }
+}
+
+/// @brief Builds a tree with one level per entry of tokens_per_cluster.
+///
+/// Level 0 is clustered from the tokens, level l from the centroids and value means of level l − 1, each
+/// with one vote. Means are accumulated in double, over tokens; dispersions are taken around the true mean. Level l asks the
+/// clusterer for ceil(n_tokens / tokens_per_cluster[l]) clusters; request.n_clusters is not used.
+/// A deterministic clusterer gives a deterministic tree.
+///
+/// Complexity: that of the clusterer, and O(n_tokens · key_dim²) for the dispersions.
+/// Allocates: the tree, unless `tree` comes from an earlier call of the same sizes; few small vectors.
+/// @param request             one KV head of one segment; finite
+/// @param clusterer           models wavekv::clusterer
+/// @param tokens_per_cluster  finest first, each at least 1, increasing; one to any number of levels
+/// @param tree                overwritten
+/// @throw config_error if tokens_per_cluster is empty or holds a 0; what the clusterer throws; std::bad_alloc
+template <class Clusterer>
+void build_tree(const cluster_request& request, const Clusterer& clusterer,
+                std::span<const std::size_t> tokens_per_cluster, clustering_scratch& scratch,
+                cluster_tree& tree) {
+  token_clusters clusters;
+  cluster_tokens(request, clusterer, tokens_per_cluster, scratch, clusters);
+  grow_tree(request, clusters, clusterer, tokens_per_cluster, scratch, tree);
 }
 
 /// @brief The same, as a new tree.

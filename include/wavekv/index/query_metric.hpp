@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <span>
@@ -50,7 +51,7 @@ class query_metric {
         lower_(key_dim * (key_dim + 1) / 2, 0.0F) {}
 
   /// @brief Adds the queries of a run of consecutive tokens.
-  /// Complexity: O(rows taken · key_dim²). Allocates nothing for float, one row otherwise.
+  /// Complexity: O(rows taken · key_dim²). Allocates nothing for float, four rows otherwise.
   /// @param queries  [n_tokens, group_size, key_dim], finite; the query heads that share this KV head
   /// @param scale    the factor applied to logits; only the trace depends on it
   /// @throw shape_error if the last extent is not key_dim or its stride is not 1
@@ -64,21 +65,25 @@ class query_metric {
                                         queries.extent(2), " and stride ", queries.stride(2),
                                         "; expected ", key_dim_, " and 1"));
     }
-    std::vector<float> widened(std::is_same_v<T, float> ? 0 : key_dim_);
+    std::vector<float> widened(std::is_same_v<T, float> ? 0 : max_together * key_dim_);
     for (std::size_t token = 0; token < queries.extent(0); ++token) {
       if (n_tokens_++ % period_ != 0) {
         continue;
       }
-      for (std::size_t head = 0; head < queries.extent(1); ++head) {
-        const T* row = &queries(token, head, std::size_t{0});
-        if constexpr (std::is_same_v<T, float>) {
-          add_row(row, scale);
-        } else {
-          for (std::size_t i = 0; i < key_dim_; ++i) {
-            widened[i] = to_float(row[i]);
+      for (std::size_t head = 0; head < queries.extent(1); head += max_together) {
+        std::array<const float*, max_together> rows{};
+        const std::size_t n = std::min(max_together, queries.extent(1) - head);
+        for (std::size_t r = 0; r < n; ++r) {
+          const T* row = &queries(token, head + r, std::size_t{0});
+          if constexpr (std::is_same_v<T, float>) {
+            rows[r] = row;
+          } else {
+            float* wide = widened.data() + r * key_dim_;
+            std::transform(row, row + key_dim_, wide, [](T x) { return to_float(x); });
+            rows[r] = wide;
           }
-          add_row(widened.data(), scale);
         }
+        add_rows(std::span(rows).first(n), scale);
       }
       if (rows_in_period_ >= rows_per_period_) {
         rows_in_period_ = 0;
@@ -126,21 +131,26 @@ class query_metric {
     const std::size_t dim = key_dim_;
     std::vector<double> matrix(dim * dim);
     normalized(matrix);
-    for (std::size_t i = 0; i < dim; ++i) {
-      double* row = &matrix[i * dim];
-      for (std::size_t j = 0; j <= i; ++j) {
-        const double* other = &matrix[j * dim];
-        double rest = row[j];
-        for (std::size_t t = 0; t < j; ++t) {
-          rest -= row[t] * other[t];
+    // Right-looking, on the upper half: Lᵀ row by row, each taken off the rows below it, so that the inner loop runs along
+    // memory and needs no sum over a vector.
+    for (std::size_t k = 0; k < dim; ++k) {
+      double* row = &matrix[k * dim];
+      // The ridge keeps pivots near or above itself; the floor only guards against rounding.
+      row[k] = std::sqrt(std::max(row[k], ridge * 1e-3));
+      for (std::size_t j = k + 1; j < dim; ++j) {
+        row[j] /= row[k];
+      }
+      for (std::size_t i = k + 1; i < dim; ++i) {
+        double* rest = &matrix[i * dim];
+        const double element = row[i];
+        for (std::size_t j = i; j < dim; ++j) {
+          rest[j] -= element * row[j];
         }
-        // The ridge keeps pivots near or above itself; the floor only guards against rounding.
-        row[j] = i == j ? std::sqrt(std::max(rest, ridge * 1e-3)) : rest / other[j];
       }
     }
     for (std::size_t i = 0; i < dim; ++i) {
       for (std::size_t j = 0; j < dim; ++j) {
-        lower[i * dim + j] = j <= i ? static_cast<float>(matrix[i * dim + j]) : 0.0F;
+        lower[i * dim + j] = j <= i ? static_cast<float>(matrix[j * dim + i]) : 0.0F;
       }
     }
   }
@@ -159,26 +169,53 @@ class query_metric {
     }
   }
 
-  void add_row(const float* query, float scale) {
-    double square = 0;
-    for (std::size_t i = 0; i < key_dim_; ++i) {
-      const double element = static_cast<double>(query[i]) * static_cast<double>(scale);
-      square += element * element;
-    }
+  // Rows taken together, so that the sums are loaded and stored once for all of them.
+  static constexpr std::size_t max_together = 4;
+
+  void add_rows(std::span<const float* const> queries, float scale) {
+    std::array<const float*, max_together> taken{};
+    std::size_t n_taken = 0;
     const auto weight = static_cast<double>(period_);
-    ++rows_in_period_;
-    if (!(square * weight < 1e30)) {
-      return;
-    }  // no model's query: it would drown or overflow every other
-    ++n_rows_;
-    weight_ += weight;
-    squares_ += weight * square;
+    for (const float* query : queries) {
+      double square = 0;
+      for (std::size_t i = 0; i < key_dim_; ++i) {
+        const double element = static_cast<double>(query[i]) * static_cast<double>(scale);
+        square += element * element;
+      }
+      ++rows_in_period_;
+      if (!(square * weight < 1e30)) {
+        continue;
+      }  // no model's query: it would drown or overflow every other
+      ++n_rows_;
+      weight_ += weight;
+      squares_ += weight * square;
+      taken[n_taken++] = query;
+    }
     const float factor = scale * scale * static_cast<float>(period_);
+    if (n_taken == max_together) {
+      add_products<max_together>(taken.data(), factor);
+    } else {
+      for (std::size_t r = 0; r < n_taken; ++r) {
+        add_products<1>(taken.data() + r, factor);
+      }
+    }
+  }
+
+  // Adds factor·q·qᵀ of n queries, one after the other to each sum: the result is that of n calls.
+  template <std::size_t n>
+  void add_products(const float* const* queries, float factor) {
     float* row = lower_.data();
     for (std::size_t i = 0; i < key_dim_; ++i) {
-      const float element = query[i] * factor;
+      std::array<float, n> element;
+      for (std::size_t r = 0; r < n; ++r) {
+        element[r] = queries[r][i] * factor;
+      }
       for (std::size_t j = 0; j <= i; ++j) {
-        row[j] += element * query[j];
+        float sum = row[j];
+        for (std::size_t r = 0; r < n; ++r) {
+          sum += element[r] * queries[r][j];
+        }
+        row[j] = sum;
       }
       row += i + 1;
     }

@@ -35,14 +35,18 @@ struct seal_run {
   std::size_t n_tokens = 0;     ///< 1 to 65,536
 };
 
-/// @brief A segment in the making: some of its KV heads are done. Nobody sees it before it is finished, so that it may
-/// be dropped at any time and made again.
+/// @brief A segment in the making. Nobody sees it before it is finished, so that it may be dropped at any time and made
+/// again. A KV head is made in two chores of about the same length: its tokens are clustered; the rest of its tree is
+/// grown and laid out.
 template <class Segment>
 struct unfinished_segment {
+  static constexpr std::size_t chores_per_head = 2;
+
   seal_run run;
   typename Segment::parts parts;
+  std::vector<token_clusters> clusters;       ///< [n_kv_heads] what the first chore gave
   std::vector<head_covariances> covariances;  ///< [n_kv_heads]
-  std::size_t n_heads_done = 0;               ///< heads [0, n_heads_done) are made
+  std::size_t n_chores_done = 0;              ///< of all heads, head by head
 };
 
 /// @brief What sealing gives: the segments, and what their clusters teach about values, per KV head.
@@ -80,8 +84,9 @@ class sealer {
     }
     make_workers(executor);
     executor.parallel_for(runs.size() * n_heads, [&](std::size_t task, std::size_t worker) {
-      seal_head(rows, made[task / n_heads], task % n_heads, key_dim, value_dim, clusterer, metrics,
-                workers_[worker]);
+      constexpr std::size_t all = unfinished_segment<Segment>::chores_per_head;
+      seal_head(rows, made[task / n_heads], task % n_heads, 0, all, key_dim, value_dim, clusterer,
+                metrics, workers_[worker]);
     });
     sealed_runs<Segment> sealed;
     sealed.segments.reserve(runs.size());
@@ -101,21 +106,27 @@ class sealer {
     begun.parts.n_levels = n_levels;
     begun.parts.heads.resize(n_heads);
     begun.parts.token_rows = aligned_storage<T>(n_heads * run.n_tokens * (key_dim + value_dim));
+    begun.clusters.resize(n_heads);
     begun.covariances.resize(n_heads);
     return begun;
   }
 
-  /// @brief Makes heads [n_heads_done, end) of a segment; n_heads_done stays, so that the caller decides whether they
-  /// count. Parameters as for seal.
+  /// @brief Does chores [n_chores_done, end) of a segment, end after n_chores_done; n_chores_done stays, so that the caller
+  /// decides whether they count. Parameters as for seal.
   template <executor Executor>
-  void seal_heads(const token_rows<T>& rows, unfinished_segment<Segment>& segment, std::size_t end,
-                  std::size_t key_dim, std::size_t value_dim, const clusterer_type& clusterer,
-                  std::span<const query_metric> metrics, Executor& executor) {
+  void do_chores(const token_rows<T>& rows, unfinished_segment<Segment>& segment, std::size_t end,
+                 std::size_t key_dim, std::size_t value_dim, const clusterer_type& clusterer,
+                 std::span<const query_metric> metrics, Executor& executor) {
     make_workers(executor);
-    const std::size_t first = segment.n_heads_done;
-    executor.parallel_for(end - first, [&](std::size_t task, std::size_t worker) {
-      seal_head(rows, segment, first + task, key_dim, value_dim, clusterer, metrics,
-                workers_[worker]);
+    constexpr std::size_t per_head = unfinished_segment<Segment>::chores_per_head;
+    const std::size_t first = segment.n_chores_done;
+    const std::size_t first_head = first / per_head;
+    const std::size_t end_head = (end - 1) / per_head + 1;
+    executor.parallel_for(end_head - first_head, [&](std::size_t task, std::size_t worker) {
+      const std::size_t head = first_head + task;
+      const std::size_t own = head * per_head;  // its first chore
+      seal_head(rows, segment, head, std::max(first, own) - own, std::min(end - own, per_head),
+                key_dim, value_dim, clusterer, metrics, workers_[worker]);
     });
   }
 
@@ -152,10 +163,11 @@ class sealer {
     }
   }
 
+  // Chores [first, end) of one head.
   static void seal_head(const token_rows<T>& from, unfinished_segment<Segment>& segment,
-                        std::size_t head, std::size_t key_dim, std::size_t value_dim,
-                        const clusterer_type& clusterer, std::span<const query_metric> metrics,
-                        worker_state& worker) {
+                        std::size_t head, std::size_t first, std::size_t end, std::size_t key_dim,
+                        std::size_t value_dim, const clusterer_type& clusterer,
+                        std::span<const query_metric> metrics, worker_state& worker) {
     typename Segment::parts& parts = segment.parts;
     const T* keys = from.keys(head) + segment.run.first_row * key_dim;
     const T* values = from.values(head) + segment.run.first_row * value_dim;
@@ -176,8 +188,16 @@ class sealer {
     for (std::size_t level = 0; level < n_levels; ++level) {
       tokens_per_node[level] = cluster_count_type::tokens_at(level);
     }
-    build_tree(request, clusterer, std::span<const std::size_t>(tokens_per_node), worker.scratch,
-               worker.tree);
+    token_clusters& clusters = segment.clusters[head];
+    if (first == 0) {
+      cluster_tokens(request, clusterer, std::span<const std::size_t>(tokens_per_node),
+                     worker.scratch, clusters);
+    }
+    if (end == 1) {
+      return;
+    }
+    grow_tree(request, clusters, clusterer, std::span<const std::size_t>(tokens_per_node),
+              worker.scratch, worker.tree);
 
     auto& part = parts.heads[head];
     part.order.assign(worker.tree.order.begin(), worker.tree.order.end());

@@ -6,28 +6,13 @@
 #include <cstring>
 
 #include <wavekv/core/scalar.hpp>
-
-// No leaf needs AES or carry-less multiplication, and without this -march=x86-64-v3 would fall back to SSSE3.
-#ifndef HWY_DISABLE_PCLMUL_AES
-#define HWY_DISABLE_PCLMUL_AES
-#endif
-// Highway 1.0 knows that a compiler's flags reach this target (Ice Lake with AVX-VNNI and on), but leaves it out of
-// those it allows unless asked, and then stops: "best baseline should be included in dynamic targets".
-#if defined(__AVXVNNI__) && defined(__AVX512BITALG__) && !defined(HWY_WANT_AVX3_DL)
-#define HWY_WANT_AVX3_DL
-#endif
-#include <hwy/highway.h>
+#include <wavekv/cpu/detail/highway.hpp>
 
 /// @file vectors.hpp
 /// @brief Loads of stored scalars as float vectors, and sums over lanes; the ground the leaves stand on.
 ///
 /// Static dispatch: the vector width is that of the flags a translation unit is compiled with, so all
 /// translation units of a program that use the library must be compiled with the same -m flags.
-
-#if HWY_HAVE_SCALABLE
-#error                                                                                             \
-    "wavekv: the leaves keep vectors in arrays, which scalable vectors (SVE, RVV) do not allow; define HWY_DISABLED_TARGETS to leave those targets out"
-#endif
 
 namespace wavekv::simd::detail {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <utility>
 
-#include <hwy/highway.h>
+#include <wavekv/cpu/detail/highway.hpp>
 
 /// @file panel_product.hpp
 /// @brief Dot products of many rows with many columns, a register tile at a time, handed to an epilogue.
