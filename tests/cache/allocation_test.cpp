@@ -42,7 +42,7 @@ std::uint64_t sealed(const cache_type& cache, const std::vector<wavekv::query_ru
   std::uint64_t sum = 0;
   for (const wavekv::query_run& run : batch) {
     const wavekv::statistics stats = cache.stats(run.sequence);
-    sum += stats.segments * 2 * small_geometry().n_kv_heads + stats.chores_in_making;
+    sum += stats.segments * (2 * small_geometry().n_kv_heads + 1) + stats.chores_in_making;
   }
   return sum;
 }

@@ -203,7 +203,7 @@ class layer_writer {
 
   // Chores of sealing one segment.
   std::size_t n_chores() const noexcept {
-    return sizes_.n_kv_heads * unfinished_segment<segment_type>::chores_per_head;
+    return unfinished_segment<segment_type>::n_chores(sizes_.n_kv_heads);
   }
 
   // Chores done by the time a layer has this length: as many a token as keep one layer's seal within its turn.

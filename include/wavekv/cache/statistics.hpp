@@ -64,7 +64,7 @@ struct statistics {
       0;  ///< query metrics and covariances inside clusters: the same at any length
   std::uint64_t steady_bytes = 0;  ///< sink and tail, reserved, and segments in the making
   std::uint64_t chores_in_making =
-      0;  ///< sealing's work done on segments that are not finished yet, two chores a KV head, all layers
+      0;  ///< sealing's work done on segments that are not finished yet, two chores a KV head and one to finish, all layers
   std::uint64_t steps = 0;  ///< attend calls
   step_stats last;          ///< the last attend of each layer, added up
   step_stats total;         ///< all attends so far

@@ -37,10 +37,15 @@ struct seal_run {
 
 /// @brief A segment in the making. Nobody sees it before it is finished, so that it may be dropped at any time and made
 /// again. A KV head is made in two chores of about the same length: its tokens are clustered; the rest of its tree is
-/// grown and laid out.
+/// grown and laid out. The last chore of all is to finish the segment.
 template <class Segment>
 struct unfinished_segment {
   static constexpr std::size_t chores_per_head = 2;
+
+  /// @brief Chores of the whole segment.
+  [[nodiscard]] static constexpr std::size_t n_chores(std::size_t n_kv_heads) noexcept {
+    return chores_per_head * n_kv_heads + 1;
+  }
 
   seal_run run;
   typename Segment::parts parts;
@@ -111,8 +116,8 @@ class sealer {
     return begun;
   }
 
-  /// @brief Does chores [n_chores_done, end) of a segment, end after n_chores_done; n_chores_done stays, so that the caller
-  /// decides whether they count. Parameters as for seal.
+  /// @brief Does chores [n_chores_done, end) of a segment but the last, which is `finish`; n_chores_done stays, so that the
+  /// caller decides whether they count. Parameters as for seal.
   template <executor Executor>
   void do_chores(const token_rows<T>& rows, unfinished_segment<Segment>& segment, std::size_t end,
                  std::size_t key_dim, std::size_t value_dim, const clusterer_type& clusterer,
@@ -121,7 +126,11 @@ class sealer {
     constexpr std::size_t per_head = unfinished_segment<Segment>::chores_per_head;
     const std::size_t first = segment.n_chores_done;
     const std::size_t first_head = first / per_head;
-    const std::size_t end_head = (end - 1) / per_head + 1;
+    const std::size_t end_head =
+        std::min((end + per_head - 1) / per_head, segment.parts.heads.size());
+    if (first_head >= end_head) {
+      return;
+    }
     executor.parallel_for(end_head - first_head, [&](std::size_t task, std::size_t worker) {
       const std::size_t head = first_head + task;
       const std::size_t own = head * per_head;  // its first chore
