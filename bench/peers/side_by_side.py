@@ -87,8 +87,9 @@ class Run:
         self.library, self.arguments, self.log = library, arguments, Log()
         self.cores = sorted(os.sched_getaffinity(0))[:2]
         self.threads = (1, 2) if len(self.cores) > 1 else (1,)
+        near, far_behind_form = (32 * K, 1.5) if arguments.check else (128 * K, 3)
         self.steps = StepMeasurement(
-            library, self.cores, arguments.runs, self.log, (32 if arguments.check else 128) * K
+            library, self.cores, arguments.runs, self.log, near, far_behind_form
         )
         self.results = {
             "machine": machine.describe(pathlib.Path(__file__).parent, library.compiler()),
@@ -248,9 +249,8 @@ def parse(argv):
     if not arguments.check:
         arguments.plan.append((SMALL_HEADS, contexts))
     arguments.runs = arguments.runs or (9 if arguments.check else 11)
-    # A layer seals every 1,024 tokens, a KV head a step: with two layers of eight heads and more, over 1 % of the steps
-    # seal, so that p99 sees them.
-    arguments.decode_layers = 2 if arguments.check else 4
+    # A layer seals every 1,024 tokens, half a KV head a step: with four layers of eight heads over 6 % of the steps seal.
+    arguments.decode_layers = 4
     return arguments
 
 

@@ -8,7 +8,7 @@ from interleave import interleave
 from words import LIMIT
 
 SPARE_BYTES = 1 << 30  # left to the system and to what peers allocate on their way
-FAR_BEHIND = 3  # a form this many times slower than its peer's best is not taken to far contexts
+FAR_BEHIND = 1.5  # a peer this many times slower than the fastest is not taken to far contexts
 
 
 def available_bytes():
@@ -50,9 +50,10 @@ def pack(workload, providers, budget):
 class StepMeasurement:
     """Collects rows and what was skipped over all workloads of a run."""
 
-    def __init__(self, library, cores, n_runs, log, near_context):
-        """near_context: above it, what was far slower on shorter contexts is left out, with a line that says so."""
-        self._near_context = near_context
+    def __init__(self, library, cores, n_runs, log, near_context, far_behind_form):
+        """near_context: above it, what was far slower on shorter contexts is left out, with a line that says so: peers,
+        and forms that are far_behind_form times slower than their peer's best."""
+        self._near_context, self._far_behind_form = near_context, far_behind_form
         self._library, self._cores, self._n_runs, self._log = library, cores, n_runs, log
         self.rows, self.skipped, self.builds = [], [], []
         self._providers = {}  # (shape, threads) -> {provider: ms a token of its best form}
@@ -153,7 +154,7 @@ class StepMeasurement:
             if provider.name not in known:
                 return False
             behind.append(known[provider.name] / min(known.values()))
-        if min(behind) <= FAR_BEHIND / 2:
+        if min(behind) <= FAR_BEHIND:
             return False
         self.skip(
             provider.name,
@@ -168,7 +169,7 @@ class StepMeasurement:
             return False
         known = self._best.get((str(workload.shape), n_threads, contender.peer), {})
         mine = known.get(f"{contender.form}, {contender.scalar}")
-        if mine is None or mine <= FAR_BEHIND * min(known.values()):
+        if mine is None or mine <= self._far_behind_form * min(known.values()):
             return False
         self.skip(
             contender.name,

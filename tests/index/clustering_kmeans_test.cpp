@@ -167,23 +167,32 @@ TEST_CASE("k-means: the objective gets better with every iteration") {
   CHECK(euclidean(query_metric_kmeans<10>{}) < euclidean(query_metric_kmeans<5>{}));
 }
 
-TEST_CASE("k-means: recovers planted clusters") {
+TEST_CASE("k-means: no cluster mixes planted ones when every one has a seed") {
   clustering_scratch scratch;
+  const std::size_t n_planted = 31;
+  const std::size_t n_clusters =
+      2 * n_planted;  // the evenly spaced half, 66 apart, falls on all labels
   for (const std::uint32_t seed : {31U, 32U, 33U}) {
     CAPTURE(seed);
-    const std::size_t n_clusters = 31;  // 31 · 33 points: the seeds, 33 apart, fall on all labels
-    const planted_rows data = planted(n_clusters * 33, 48, n_clusters, seed, 1.0F, 0.05F);
+    const planted_rows data = planted(n_planted * 66, 48, n_planted, seed, 1.0F, 0.05F);
+    const auto check = [&](const clustering& made) {
+      CHECK(made.n_clusters == n_clusters);
+      std::vector<std::uint32_t> label_of(made.n_clusters, 0xFFFFFFFFU);
+      std::size_t n_mixed = 0;
+      for (std::size_t t = 0; t < data.label.size(); ++t) {
+        std::uint32_t& label = label_of[made.assignment[t]];
+        if (label == 0xFFFFFFFFU) label = data.label[t];
+        if (label != data.label[t]) ++n_mixed;
+      }
+      CHECK(n_mixed == 0);
+    };
     cluster_request request = request_of(data.rows, 48, n_clusters);
-    const clustering spherical = run(spherical_kmeans<10>{}, request, scratch);
-    CHECK(spherical.n_clusters == n_clusters);
-    CHECK(same_partition(spherical.assignment, data.label));
+    check(run(spherical_kmeans<10>{}, request, scratch));
     const std::vector<float> values(data.label.size() * 8,
                                     1.0F);  // no variance: they must drop out
     request.values = values.data();
     request.value_dim = 8;
-    const clustering metric = run(query_metric_kmeans<10>{}, request, scratch);
-    CHECK(metric.n_clusters == n_clusters);
-    CHECK(same_partition(metric.assignment, data.label));
+    check(run(query_metric_kmeans<10>{}, request, scratch));
   }
 }
 
@@ -351,7 +360,7 @@ TEST_CASE_TEMPLATE("k-means: degenerate and adversarial keys", Clusterer, spheri
     CHECK(same_partition(made.assignment, label));
   }
   SUBCASE("seeds that coincide: empty clusters are repaired") {
-    // every seed is the same key; everything else lies between them
+    // evenly spaced points are the same key; everything else lies between them
     std::vector<float> keys = ordinary;
     for (std::size_t c = 0; c < 20; ++c) {
       std::copy_n(&ordinary[0], dim, &keys[(2 * c + 1) * n / 40 * dim]);
@@ -485,4 +494,62 @@ TEST_CASE("k-means: the centroid found is the best of all") {
       }
     }
   }
+}
+
+TEST_CASE("seeds: distinct, evenly spaced for one half, and far from those for the other") {
+  using wavekv::detail::choose_far_seeds;
+  using wavekv::detail::lloyd_kind;
+  using wavekv::detail::nearest_finder;
+  clustering_scratch scratch;
+  const auto check = [&](const std::vector<float>& rows, std::size_t n, std::size_t dim,
+                         std::size_t n_clusters) {
+    std::vector<std::uint32_t> seeds(n_clusters, 0xFFFFFFFFU);
+    std::vector<std::uint32_t> again(n_clusters, 0xFFFFFFFFU);
+    choose_far_seeds<lloyd_kind::euclidean, nearest_finder>(rows.data(), n, dim, n_clusters,
+                                                            scratch, seeds.data());
+    choose_far_seeds<lloyd_kind::euclidean, nearest_finder>(rows.data(), n, dim, n_clusters,
+                                                            scratch, again.data());
+    CHECK(seeds == again);
+    for (const std::uint32_t seed : seeds) CHECK(seed < n);
+    std::vector<std::uint32_t> sorted = seeds;
+    std::sort(sorted.begin(), sorted.end());
+    CHECK(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end());
+    const std::size_t n_even = (n_clusters + 1) / 2;
+    for (std::size_t c = 0; c < n_even; ++c) {  // as evenly as a pool of three a cluster allows
+      const double place = (static_cast<double>(c) + 0.5) / static_cast<double>(n_even);
+      CHECK(std::abs(seeds[c] - place * static_cast<double>(n)) <=
+            static_cast<double>(n) / static_cast<double>(n_clusters) + 2);
+    }
+    return seeds;
+  };
+  for (const std::size_t n : {3U, 17U, 64U, 500U}) {
+    for (const std::size_t n_clusters : {2U, 7U, 16U, 63U}) {
+      if (n_clusters < n) {
+        CAPTURE(n);
+        CAPTURE(n_clusters);
+        check(normal_rows(n, 12, 901), n, 12, n_clusters);
+        check(std::vector<float>(n * 12, 2.5F), n, 12, n_clusters);  // nothing lies apart
+      }
+    }
+  }
+  // A crowd and nine loners in the pool, none of them evenly spaced: each is drawn.
+  const std::size_t n = 96;
+  const std::size_t n_clusters = 33;  // the pool is all 96 points
+  std::vector<float> rows = normal_rows(n, 8, 902, 0.0F, 1e-3F);
+  const std::vector<std::uint32_t> before = check(rows, n, 8, n_clusters);
+  std::vector<std::uint32_t> loners;
+  for (std::uint32_t p = 1; p < n && loners.size() < 9; p += 7) {
+    if (std::find(before.begin(), before.begin() + 17, p) == before.begin() + 17) {
+      loners.push_back(p);
+      for (std::size_t i = 0; i < 8; ++i)
+        rows[p * 8 + i] = static_cast<float>((p * 37 + i * 11) % 19);
+    }
+  }
+  REQUIRE(loners.size() == 9);
+  const std::vector<std::uint32_t> seeds = check(rows, n, 8, n_clusters);
+  std::size_t n_drawn = 0;
+  for (const std::uint32_t p : loners) {
+    n_drawn += static_cast<std::size_t>(std::count(seeds.begin(), seeds.end(), p));
+  }
+  CHECK(n_drawn >= 7);  // two may fall into the step of a heavier one
 }

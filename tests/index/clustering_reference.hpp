@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <wavekv/index/cluster_request.hpp>
+#include <wavekv/index/detail/lloyd.hpp>
 
 /// @file clustering_reference.hpp
 /// @brief Data to cluster, and k-means written as plainly as possible, in double, to compare with.
@@ -88,7 +89,26 @@ inline std::vector<double> widened(std::span<const float> rows) {
   return {rows.begin(), rows.end()};
 }
 
-/// Lloyd's iterations with the library's rules: seeds in the middle of equal runs, ties to the smaller id,
+/// The seeds that the library takes for these points; a draw on a rounding error's width is its own to decide.
+inline std::vector<std::uint32_t> library_seeds(const std::vector<double>& points, std::size_t n,
+                                                std::size_t dim, std::size_t n_clusters,
+                                                bool spherical) {
+  using namespace wavekv::detail;
+  const std::vector<float> rows(points.begin(), points.end());
+  std::vector<std::uint32_t> seeds(n_clusters);
+  wavekv::clustering_scratch scratch;
+  if (spherical) {
+    choose_far_seeds<lloyd_kind::spherical, nearest_finder>(rows.data(), n, dim, n_clusters,
+                                                            scratch, seeds.data());
+  } else {
+    for (std::size_t c = 0; c < n_clusters; ++c) {
+      seeds[c] = static_cast<std::uint32_t>((2 * c + 1) * n / (2 * n_clusters));
+    }
+  }
+  return seeds;
+}
+
+/// Lloyd's iterations with the library's rules: from its seeds, ties to the smaller id,
 /// an empty cluster takes the worst-fitting point that is not alone, what stays empty is removed.
 inline std::size_t lloyd(const std::vector<double>& points, std::size_t n, std::size_t dim,
                          std::size_t n_clusters, int n_iterations, bool spherical,
@@ -100,9 +120,9 @@ inline std::size_t lloyd(const std::vector<double>& points, std::size_t n, std::
       centroids[c * dim + i] /= norm;
     }
   };
+  const std::vector<std::uint32_t> seeds = library_seeds(points, n, dim, n_clusters, spherical);
   for (std::size_t c = 0; c < n_clusters; ++c) {
-    const std::size_t seed = (2 * c + 1) * n / (2 * n_clusters);
-    std::copy_n(&points[seed * dim], dim, &centroids[c * dim]);
+    std::copy_n(&points[seeds[c] * dim], dim, &centroids[c * dim]);
     if (spherical) {
       unit(c);
     }

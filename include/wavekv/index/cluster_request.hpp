@@ -58,6 +58,9 @@ class clustering_scratch {
   buffer<float> biases;              ///< one per centroid
   buffer<float> padded_biases;       ///< the same, padded to whole panels
   buffer<float> centroids;           ///< [n_clusters, dim]
+  buffer<float> pool;                ///< points that seeds are drawn from
+  buffer<double> seed_weights;       ///< one per point of the pool
+  buffer<std::uint32_t> seeds;       ///< one per cluster
   buffer<double> sums;               ///< [n_clusters, dim]
   buffer<double> mean;               ///< [dim]
   buffer<float> misfits;             ///< one per point

@@ -23,7 +23,8 @@ namespace wavekv {
 /// estimate gets wrong is the spread of q·k inside a cluster and its covariance with v, so tokens are grouped
 /// by both. Without a metric, L is the identity. Keys or values that do not vary drop out.
 ///
-/// Centroids start from evenly spaced tokens. Empty clusters, determinism, threads and memory:
+/// Centroids start from evenly spaced tokens: with half of them far apart the default bound read 10 % less at the same
+/// error, but fixed_budget lost one needle in a hundred. Empty clusters, determinism, threads and memory:
 /// as for spherical_kmeans. Five iterations were as good as ten on a trained model's keys.
 ///
 /// Complexity: O(n_tokens · (key_dim² + Iterations · n_clusters · (key_dim + value_dim))).
@@ -54,7 +55,7 @@ struct query_metric_kmeans {
     place_keys(request, dim, points, scratch);
     place_values(request, dim, points, scratch);
     detail::lloyd<detail::lloyd_kind::euclidean> run(points, n, dim, request.n_clusters, assignment,
-                                                     scratch);
+                                                     detail::seeding::evenly_spaced, scratch);
     return run.run(Iterations);
   }
 

@@ -16,7 +16,7 @@ namespace wavekv {
 
 /// @brief Spherical k-means on the keys; models wavekv::clusterer. Values and the query metric are not looked at.
 ///
-/// Centroids start from evenly spaced keys. Each iteration assigns every key to the centroid with the
+/// Centroids start from evenly spaced keys and from keys far from these (detail/seeds.hpp). Each iteration assigns every key to the centroid with the
 /// largest dot product (ties: the smaller id), then makes each centroid the unit vector along the sum of
 /// its keys. An empty cluster takes the worst-fitting key of a cluster with more than one; when there is none (copies of one key, say),
 /// it is removed. Deterministic: the result is a function of the request alone.
@@ -44,7 +44,8 @@ struct spherical_kmeans {
     const float* points =
         detail::safely_scaled(request.keys, n * request.key_dim, scratch.scaled_keys);
     detail::lloyd<detail::lloyd_kind::spherical> run(points, n, request.key_dim, request.n_clusters,
-                                                     assignment, scratch);
+                                                     assignment, detail::seeding::half_far_apart,
+                                                     scratch);
     return run.run(Iterations);
   }
 

@@ -12,6 +12,7 @@
 #include <wavekv/index/detail/nearest_eight_bit.hpp>
 #include <wavekv/index/detail/nearest_float.hpp>
 #include <wavekv/index/detail/panel_product.hpp>
+#include <wavekv/index/detail/seeds.hpp>
 
 /// @file lloyd.hpp
 /// @brief Lloyd's iterations, spherical and Euclidean, with one arithmetic for both.
@@ -21,8 +22,6 @@
 /// result depends on the input alone.
 
 namespace wavekv::detail {
-
-enum class lloyd_kind { spherical, euclidean };
 
 /// Gives consecutive ids to the clusters that have points. Returns their number.
 inline std::size_t drop_empty_clusters(std::span<std::uint32_t> assignment, std::size_t n_clusters,
@@ -55,13 +54,14 @@ template <lloyd_kind Kind, class Nearest = nearest_finder>
 class lloyd {
  public:
   lloyd(const float* points, std::size_t n_points, std::size_t dim, std::size_t n_clusters,
-        std::span<std::uint32_t> assignment, clustering_scratch& scratch)
+        std::span<std::uint32_t> assignment, seeding how, clustering_scratch& scratch)
       : points_(points),
         n_points_(n_points),
         dim_(dim),
         n_clusters_(n_clusters),
         assignment_(assignment),
         scratch_(scratch),
+        seeds_(chosen_seeds(points, n_points, dim, n_clusters, how, scratch)),
         centroids_(scratch.centroids.take(n_clusters * dim)),
         biases_(scratch.biases.take(n_clusters)),
         sums_(scratch.sums.take(n_clusters * dim)),
@@ -102,11 +102,24 @@ class lloyd {
   }
 
  private:
+  // Before the points' own finder is made: both work in the scratch.
+  static const std::uint32_t* chosen_seeds(const float* points, std::size_t n_points,
+                                           std::size_t dim, std::size_t n_clusters, seeding how,
+                                           clustering_scratch& scratch) {
+    std::uint32_t* seeds = scratch.seeds.take(n_clusters);
+    if (how == seeding::half_far_apart) {
+      choose_far_seeds<Kind, Nearest>(points, n_points, dim, n_clusters, scratch, seeds);
+    } else {
+      for (std::size_t c = 0; c < n_clusters; ++c) {
+        seeds[c] = static_cast<std::uint32_t>(evenly_spaced(c, n_clusters, n_points));
+      }
+    }
+    return seeds;
+  }
+
   void take_seeds() {
     for (std::size_t c = 0; c < n_clusters_; ++c) {
-      // the middle of each of n_clusters equal runs of points
-      const std::size_t seed = (2 * c + 1) * n_points_ / (2 * n_clusters_);
-      std::copy_n(points_ + seed * dim_, dim_, sums_ + c * dim_);
+      std::copy_n(points_ + seeds_[c] * dim_, dim_, sums_ + c * dim_);
       counts_[c] = 1;
     }
   }
@@ -243,6 +256,7 @@ class lloyd {
   std::size_t n_clusters_;
   std::span<std::uint32_t> assignment_;
   clustering_scratch& scratch_;
+  const std::uint32_t* seeds_;  // [n_clusters] points
   float* centroids_;
   float* biases_;
   double* sums_;
