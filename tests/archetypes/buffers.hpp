@@ -127,14 +127,14 @@ struct slow_tier {
 /// store is not told when a step ends.
 struct two_tiers {
   template <wavekv::scalar T, wavekv::eviction_policy Eviction>
-  class store {
+  class tiers {
    public:
     static constexpr bool always_fast = false;
 
     class handle {
      public:
       handle() = default;
-      handle(std::shared_ptr<const wavekv::aligned_storage<T>> rows, store* owner)
+      handle(std::shared_ptr<const wavekv::aligned_storage<T>> rows, tiers* owner)
           : rows_(std::move(rows)), owner_(owner) {}
       handle(handle&& other) noexcept
           : rows_(std::move(other.rows_)), owner_(std::exchange(other.owner_, nullptr)) {}
@@ -153,10 +153,10 @@ struct two_tiers {
         owner_ = nullptr;
       }
       std::shared_ptr<const wavekv::aligned_storage<T>> rows_;
-      store* owner_ = nullptr;
+      tiers* owner_ = nullptr;
     };
 
-    store() : slots_(slow_tier::instance().n_slots), eviction_(slots_.size()) {
+    tiers() : slots_(slow_tier::instance().n_slots), eviction_(slots_.size()) {
       for (std::size_t slot = slots_.size(); slot-- > 0;) free_.push_back(slot);
     }
 

@@ -176,15 +176,15 @@ TEST_CASE_TEMPLATE("a fetch that fails: io_error, and the cache answers when it 
 }
 
 TEST_CASE("resident never fetches") {
-  using store_type = wavekv::placement::resident::store<float, wavekv::eviction::lru>;
-  store_type store;
+  using tiers_type = wavekv::placement::resident::tiers<float, wavekv::eviction::lru>;
+  tiers_type tiers;
   wavekv::aligned_storage<float> rows(8);
   for (std::size_t i = 0; i < 8; ++i) rows[i] = static_cast<float>(i);
   const float* data = rows.data();
-  const auto handle = store.keep(std::move(rows));
-  CHECK(store.lookup(handle, {3, 2}) == data + 3);  // where they were, not copied
+  const auto handle = tiers.keep(std::move(rows));
+  CHECK(tiers.lookup(handle, {3, 2}) == data + 3);  // where they were, not copied
   float to[2];
-  CHECK_THROWS_AS(store.fetch(handle, {3, 2}, to), wavekv::io_error);
+  CHECK_THROWS_AS(tiers.fetch(handle, {3, 2}, to), wavekv::io_error);
 }
 
 TEST_CASE("block_reader hands every block on once, resident ones before those that travel") {

@@ -9,6 +9,8 @@
 
 #include <doctest/doctest.h>
 
+#include <wavekv/buffer/file_store.hpp>
+#include <wavekv/buffer/memory_store.hpp>
 #include <wavekv/wavekv.hpp>
 
 #include "archetypes/bounds.hpp"
@@ -247,6 +249,8 @@ struct eviction_without_erase {
   std::size_t victim() noexcept { return 0; }
 };
 static_assert(wavekv::eviction_policy<wavekv::eviction::lru>);
+static_assert(wavekv::eviction_policy<wavekv::eviction::clock>);
+static_assert(wavekv::eviction_policy<wavekv::eviction::sieve>);
 static_assert(wavekv::eviction_policy<wavekv_test::first_in_first_out>);
 static_assert(!wavekv::eviction_policy<eviction_may_throw>);
 static_assert(!wavekv::eviction_policy<eviction_victim_int>);
@@ -270,8 +274,8 @@ static_assert(!wavekv::transfer_engine<transfer_with_argument>);
 
 struct placement_lookup_may_throw {
   template <wavekv::scalar T, wavekv::eviction_policy E>
-  struct store : wavekv::placement::resident::store<T, E> {
-    using handle = typename wavekv::placement::resident::store<T, E>::handle;
+  struct tiers : wavekv::placement::resident::tiers<T, E> {
+    using handle = typename wavekv::placement::resident::tiers<T, E>::handle;
     const T* lookup(const handle& rows, wavekv::block which) const {
       return rows.data() + which.offset;
     }
@@ -279,7 +283,7 @@ struct placement_lookup_may_throw {
 };
 struct placement_without_constant {
   template <wavekv::scalar T, wavekv::eviction_policy E>
-  struct store {
+  struct tiers {
     using handle = wavekv::aligned_storage<T>;
     handle keep(wavekv::aligned_storage<T> rows) { return rows; }
     const T* lookup(const handle& rows, wavekv::block) const noexcept { return rows.data(); }
@@ -287,15 +291,29 @@ struct placement_without_constant {
     void admit(const handle&, wavekv::block, const T*) const noexcept {}
   };
 };
-struct placement_store_no_template {
-  struct store {};
+struct placement_tiers_no_template {
+  struct tiers {};
 };
 static_assert(wavekv::placement_policy<wavekv::placement::resident>);
 static_assert(wavekv::placement_policy<wavekv_test::two_tiers>);
 static_assert(!wavekv::placement_policy<placement_lookup_may_throw>);
 static_assert(!wavekv::placement_policy<placement_without_constant>);
-static_assert(!wavekv::placement_policy<placement_store_no_template>);
+static_assert(!wavekv::placement_policy<placement_tiers_no_template>);
 static_assert(!wavekv::placement_policy<wavekv::eviction::lru>);
+
+struct store_without_flush : wavekv::memory_store {
+  using memory_store::memory_store;
+  void flush() = delete;
+};
+struct store_region_misfit : wavekv::memory_store {
+  using memory_store::memory_store;
+  int write(std::span<const std::byte>) { return 0; }
+};
+static_assert(wavekv::block_store<wavekv::memory_store>);
+static_assert(wavekv::block_store<wavekv::file_store>);
+static_assert(!wavekv::block_store<store_without_flush>);
+static_assert(!wavekv::block_store<store_region_misfit>);
+static_assert(!wavekv::block_store<wavekv::placement::resident>);
 
 // --- executor ------------------------------------------------------------------------------------------
 struct executor_not_movable : wavekv::serial_executor {

@@ -67,10 +67,10 @@ verdict transfer_law() {
 /// a block that was admitted or not is never another's; handles outlive moves and their neighbours.
 template <wavekv::placement_policy Placement, class T, wavekv::eviction_policy Eviction>
 verdict placement_law() {
-  using store_type = typename Placement::template store<T, Eviction>;
-  using handle = typename store_type::handle;
-  static_assert(wavekv::block_store<store_type, T>);
-  store_type store;
+  using tiers_type = typename Placement::template tiers<T, Eviction>;
+  using handle = typename tiers_type::handle;
+  static_assert(wavekv::block_tiers<tiers_type, T>);
+  tiers_type tiers;
   constexpr std::size_t n_rows = 6;
   constexpr std::size_t n_blocks = 10;
   constexpr std::size_t n_elements = 96;
@@ -81,7 +81,7 @@ verdict placement_law() {
   for (std::size_t r = 0; r < n_rows; ++r) {
     wavekv::aligned_storage<T> rows(n_blocks * n_elements);
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = element(r, i);
-    handles.push_back(std::make_unique<handle>(store.keep(std::move(rows))));
+    handles.push_back(std::make_unique<handle>(tiers.keep(std::move(rows))));
     handle moved = std::move(*handles.back());
     *handles.back() = std::move(moved);
   }
@@ -91,17 +91,17 @@ verdict placement_law() {
     // Blocks of uneven sizes: b has 8 · (b + 1) elements.
     const wavekv::block which{b * n_elements, 8 * (b + 1)};
     std::vector<T> arrived(which.n_elements);
-    const T* rows = store.lookup(*handles[r], which);
+    const T* rows = tiers.lookup(*handles[r], which);
     if (rows == nullptr) {
       ++n_missing;
-      store.fetch(*handles[r], which, arrived.data());
+      tiers.fetch(*handles[r], which, arrived.data());
       rows = arrived.data();
     }
     for (std::size_t i = 0; i < which.n_elements; ++i) {
       const T expected = element(r, which.offset + i);
       if (wavekv::to_float(rows[i]) != wavekv::to_float(expected)) ++n_wrong;
     }
-    if (rows == arrived.data()) store.admit(*handles[r], which, rows);
+    if (rows == arrived.data()) tiers.admit(*handles[r], which, rows);
   };
   const auto walk = [&](std::size_t seed) {
     for (std::size_t i = 0; i < 400; ++i) {
@@ -114,7 +114,7 @@ verdict placement_law() {
   for (std::size_t t = 1; t < 3; ++t) threads.emplace_back(walk, t);
   for (std::thread& thread : threads) thread.join();
   if (n_wrong != 0) return "a block differs from the rows that were kept";
-  if (store_type::always_fast && n_missing != 0) return "always_fast, but lookup answered null";
+  if (tiers_type::always_fast && n_missing != 0) return "always_fast, but lookup answered null";
   // Rows are given up one by one; the others stay readable.
   for (std::size_t r = 0; r + 1 < n_rows; ++r) {
     handles[r].reset();

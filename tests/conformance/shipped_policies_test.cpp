@@ -85,6 +85,8 @@ TEST_CASE("estimation bounds") {
 
 TEST_CASE("eviction policies") {
   CHECK(eviction_law<eviction::lru>() == "");
+  CHECK(eviction_law<eviction::clock>() == "");
+  CHECK(eviction_law<eviction::sieve>() == "");
   CHECK(eviction_law<first_in_first_out>() == "");
 }
 

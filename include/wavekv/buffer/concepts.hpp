@@ -3,6 +3,8 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <utility>
 
 #include <wavekv/core/aligned_storage.hpp>
@@ -53,6 +55,30 @@ concept transfer_engine = std::default_initializable<T> && requires(T& engine, v
   { engine.wait() } -> std::same_as<void>;
 };
 
+/// @brief A slow tier: keeps runs of bytes, and reads parts of them.
+///
+/// | expression                     | returns  | semantics                                                              |
+/// |--------------------------------|----------|------------------------------------------------------------------------|
+/// | `S::options_type`              | type     | where it is, and so on; default-constructible; `validate()` throws config_error |
+/// | `S(options)`                   |          | a store that holds nothing; throws io_error when it cannot be made     |
+/// | `S::region`                    | type     | names a run; movable; giving it up gives up the bytes                  |
+/// | `s.write(bytes)`               | `region` | takes a copy of the bytes; throws io_error, and holds nothing then     |
+/// | `s.read(region, offset, to)`   | `void`   | copies bytes [offset, offset + to.size()) of a region; throws io_error |
+/// | `s.flush()`                    | `void`   | returns once all that was written survives the process; throws io_error |
+///
+/// All of them may be called from several threads at once.
+template <class S>
+concept block_store =
+    std::default_initializable<typename S::options_type> && std::movable<typename S::region> &&
+    std::constructible_from<S, const typename S::options_type&> &&
+    requires(S& store, const typename S::region& region, const typename S::options_type& options,
+             std::span<const std::byte> from, std::uint64_t offset, std::span<std::byte> to) {
+      { options.validate() } -> std::same_as<void>;
+      { store.write(from) } -> std::same_as<typename S::region>;
+      { store.read(region, offset, to) } -> std::same_as<void>;
+      { store.flush() } -> std::same_as<void>;
+    };
+
 /// @brief Keeps the rows of sealed segments, in whichever tier.
 ///
 /// | expression                      | returns     | semantics                                                        |
@@ -66,14 +92,14 @@ concept transfer_engine = std::default_initializable<T> && requires(T& engine, v
 ///
 /// All of them may be called from several threads at once.
 template <class S, class T>
-concept block_store = requires(S& store, const typename S::handle& handle, aligned_storage<T> rows,
+concept block_tiers = requires(S& tiers, const typename S::handle& handle, aligned_storage<T> rows,
                                block which, T* to, const T* fetched) {
   requires std::movable<typename S::handle>;
   { S::always_fast } -> std::convertible_to<bool>;
-  { store.keep(std::move(rows)) } -> std::same_as<typename S::handle>;
-  { store.lookup(handle, which) } noexcept -> std::same_as<const T*>;
-  { store.fetch(handle, which, to) } -> std::same_as<void>;
-  { store.admit(handle, which, fetched) } noexcept -> std::same_as<void>;
+  { tiers.keep(std::move(rows)) } -> std::same_as<typename S::handle>;
+  { tiers.lookup(handle, which) } noexcept -> std::same_as<const T*>;
+  { tiers.fetch(handle, which, to) } -> std::same_as<void>;
+  { tiers.admit(handle, which, fetched) } noexcept -> std::same_as<void>;
 };
 
 namespace detail {
@@ -91,11 +117,11 @@ struct any_eviction {
 ///
 /// | expression                             | returns | semantics                                              |
 /// |----------------------------------------|---------|--------------------------------------------------------|
-/// | `typename P::template store<T, E>`     | type    | a default-constructible block_store of T that evicts by E |
+/// | `typename P::template tiers<T, E>`     | type    | default-constructible block_tiers of T that evict by E   |
 template <class P>
 concept placement_policy =
-    requires { typename P::template store<bf16, detail::any_eviction>; } &&
-    block_store<typename P::template store<bf16, detail::any_eviction>, bf16> &&
-    std::default_initializable<typename P::template store<bf16, detail::any_eviction>>;
+    requires { typename P::template tiers<bf16, detail::any_eviction>; } &&
+    block_tiers<typename P::template tiers<bf16, detail::any_eviction>, bf16> &&
+    std::default_initializable<typename P::template tiers<bf16, detail::any_eviction>>;
 
 }  // namespace wavekv

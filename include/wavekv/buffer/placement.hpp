@@ -12,7 +12,7 @@ namespace wavekv::placement {
 /// @brief Everything stays in the fast tier; models placement_policy. Nothing ever moves or is evicted.
 struct resident {
   template <scalar T, eviction_policy /*Eviction*/>
-  class store {
+  class tiers {
    public:
     using handle = aligned_storage<T>;
     static constexpr bool always_fast = true;

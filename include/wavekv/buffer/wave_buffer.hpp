@@ -42,7 +42,7 @@ template <class Placement = placement::resident, class Eviction = eviction::lru,
           class Transfer = transfer::inline_read>
 struct wave_buffer {
   static_assert(placement_policy<Placement>,
-                "wave_buffer: Placement must model wavekv::placement_policy (template store<T, "
+                "wave_buffer: Placement must model wavekv::placement_policy (template tiers<T, "
                 "Eviction> with handle, "
                 "always_fast, keep, lookup, fetch, admit); see <wavekv/buffer/concepts.hpp>");
   static_assert(
@@ -73,9 +73,9 @@ struct wave_buffer {
 template <scalar T, class Buffer>
 class block_reader {
  public:
-  using store_type =
-      typename Buffer::placement_type::template store<T, typename Buffer::eviction_type>;
-  using handle = typename store_type::handle;
+  using tiers_type =
+      typename Buffer::placement_type::template tiers<T, typename Buffer::eviction_type>;
+  using handle = typename tiers_type::handle;
 
   /// @brief What one reader needs while it reads: an engine, room for arrivals. Reused from step to step.
   struct lane_type {
@@ -86,7 +86,7 @@ class block_reader {
   };
 
   /// @brief Takes the rows of a sealed segment.
-  handle keep(aligned_storage<T> rows) { return store_.keep(std::move(rows)); }
+  handle keep(aligned_storage<T> rows) { return tiers_.keep(std::move(rows)); }
 
   /// @brief Reads blocks in the order of the data flow: look all up, start the transfers of the missing, call
   /// meanwhile(), hand on the resident ones, then those that arrived, then offer these to the block cache.
@@ -103,19 +103,19 @@ class block_reader {
     meanwhile();
     hand_on(on_blocks, lane.here);
     counts.hits = lane.here.size();
-    if constexpr (!store_type::always_fast) {
+    if constexpr (!tiers_type::always_fast) {
       lane.transfer.wait();
       hand_on(on_blocks, lane.arrived);
       counts.misses = lane.arrived.size();
       for (const auto& [i, at] : lane.arrived) {
-        store_.admit(rows, blocks[i], at);
+        tiers_.admit(rows, blocks[i], at);
         counts.bytes_moved += blocks[i].n_elements * sizeof(T);
       }
     }
     return counts;
   }
 
-  [[nodiscard]] store_type& store() noexcept { return store_; }
+  [[nodiscard]] tiers_type& tiers() noexcept { return tiers_; }
 
  private:
   template <class OnBlocks>
@@ -136,8 +136,8 @@ class block_reader {
     lane.arrived.clear();
     std::size_t n_missing = 0;
     for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const T* at = store_.lookup(rows, blocks[i]);
-      if constexpr (!store_type::always_fast) {
+      const T* at = tiers_.lookup(rows, blocks[i]);
+      if constexpr (!tiers_type::always_fast) {
         if (at == nullptr) {
           lane.arrived.push_back({i, nullptr});
           n_missing += blocks[i].n_elements;
@@ -152,12 +152,12 @@ class block_reader {
     T* to = lane.arrivals.data();
     for (auto& [i, at] : lane.arrived) {
       at = to;
-      lane.transfer.start([this, &rows, which = blocks[i], to] { store_.fetch(rows, which, to); });
+      lane.transfer.start([this, &rows, which = blocks[i], to] { tiers_.fetch(rows, which, to); });
       to += blocks[i].n_elements;
     }
   }
 
-  store_type store_;
+  tiers_type tiers_;
 };
 
 }  // namespace wavekv

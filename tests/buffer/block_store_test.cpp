@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <algorithm>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <wavekv/buffer/detail/extents.hpp>
+#include <wavekv/buffer/file_store.hpp>
+#include <wavekv/buffer/memory_store.hpp>
+
+#include "conformance/store_law.hpp"
+#include "reference/fresh_seed.hpp"
+
+using wavekv::file_store;
+namespace fs = std::filesystem;
+
+namespace {
+
+/// A directory of this test's own, gone afterwards.
+class own_directory {
+ public:
+  own_directory()
+      : path_(fs::temp_directory_path() / ("wavekv-store-test-" + std::to_string(::getpid()))) {
+    fs::create_directories(path_);
+  }
+  own_directory(const own_directory&) = delete;
+  own_directory& operator=(const own_directory&) = delete;
+  ~own_directory() { fs::remove_all(path_); }
+  [[nodiscard]] const fs::path& path() const { return path_; }
+  [[nodiscard]] bool is_empty() const { return fs::is_empty(path_); }
+
+ private:
+  fs::path path_;
+};
+
+std::vector<std::byte> bytes_of(std::size_t n, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<std::byte> bytes(n);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
+  return bytes;
+}
+
+bool is_there(const file_store& store, const file_store::region& region,
+              const std::vector<std::byte>& expected) {
+  std::vector<std::byte> got(expected.size());
+  store.read(region, 0, got);
+  return got == expected;
+}
+
+template <class Call>
+std::string message_of(Call&& call) {
+  try {
+    call();
+  } catch (const wavekv::io_error& error) {
+    return error.what();
+  }
+  return {};
+}
+
+}  // namespace
+
+TEST_CASE("stores that ship keep the law of their slot") {
+  const own_directory directory;
+  const std::uint64_t seed = wavekv_test::run_seed();
+  CHECK(wavekv_test::store_law<wavekv::memory_store>({}, seed) == "");
+  for (const bool direct : {true, false}) {
+    for (const fs::path& path : {directory.path(), directory.path() / "named"}) {
+      CAPTURE(direct);
+      CAPTURE(path);
+      CHECK(wavekv_test::store_law<file_store>({path, direct}, seed) == "");
+    }
+  }
+  CHECK(directory.is_empty());
+}
+
+TEST_CASE("file_store: a named file is new, and goes with the store; others are left alone") {
+  const own_directory directory;
+  const fs::path name = directory.path() / "blocks";
+  {
+    file_store store({name, true});
+    const file_store::region region = store.write(bytes_of(10000, 1));
+    CHECK(fs::exists(name));
+    const std::string message = message_of([&] { const file_store other({name, true}); });
+    CHECK(message.find(name.string()) != std::string::npos);
+    CHECK(is_there(store, region, bytes_of(10000, 1)));
+  }
+  CHECK_FALSE(fs::exists(name));
+  std::ofstream(name) << "a user's";
+  CHECK_THROWS_AS(file_store({name, false}), wavekv::io_error);
+  CHECK(fs::file_size(name) == 8);
+  CHECK_THROWS_AS(file_store({directory.path() / "none" / "blocks", false}), wavekv::io_error);
+  CHECK_THROWS_AS(file_store({fs::path(), false}), wavekv::config_error);
+}
+
+TEST_CASE("file_store: a region outlives the store, and moves") {
+  const own_directory directory;
+  const std::vector<std::byte> bytes = bytes_of(30000, 2);
+  file_store::region region;
+  {
+    file_store store({directory.path(), true});
+    region = store.write(bytes);
+    file_store::region moved = std::move(region);
+    CHECK(is_there(store, moved, bytes));
+    region = std::move(moved);
+  }
+  const file_store other({directory.path(), true});
+  CHECK(is_there(other, region, bytes));  // a region knows its own file
+}
+
+TEST_CASE("file_store: space that is given up is used again") {
+  const own_directory directory;
+  file_store store({directory.path(), true});
+  std::mt19937_64 random = wavekv_test::generator("file_store, space");
+  std::vector<std::pair<file_store::region, std::uint64_t>> held;
+  for (int i = 0; i < 600; ++i) {
+    if (held.size() == 10) {
+      std::swap(held[random() % held.size()], held.back());
+      held.pop_back();
+    }
+    const std::uint64_t seed = random();
+    held.emplace_back(store.write(bytes_of(1 + seed % 40000, seed)), seed);
+    for (const auto& [region, own] : held) {
+      REQUIRE(is_there(store, region, bytes_of(1 + own % 40000, own)));
+    }
+  }
+  CHECK(store.file_bytes() <= 4 * 10 * 45056);  // 600 of them would be 12 MB
+}
+
+TEST_CASE("file_store: a file that was cut short, and a disk that is full, are io_errors") {
+  const own_directory directory;
+  const fs::path name = directory.path() / "blocks";
+  for (const bool direct : {true, false}) {
+    CAPTURE(direct);
+    file_store store({name, direct});
+    const file_store::region first = store.write(bytes_of(50000, 3));
+    const file_store::region second = store.write(bytes_of(50000, 4));
+    fs::resize_file(name, 60000);
+    std::vector<std::byte> got(50000);
+    const std::string cut = message_of([&] { store.read(second, 0, got); });
+    CHECK(cut.find(name.string()) != std::string::npos);
+    CHECK(cut.find("read") != std::string::npos);
+    CHECK(is_there(store, first, bytes_of(50000, 3)));
+
+    // A limit on the size of files stands for a full disk.
+    rlimit before{};
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+    const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+    rlimit limit = before;
+    limit.rlim_cur = 200000;
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    const std::string full = message_of([&] { (void)store.write(bytes_of(300000, 5)); });
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &before) == 0);
+    std::signal(SIGXFSZ, handler);
+    CHECK(full.find("write") != std::string::npos);
+    CHECK(full.find(name.string()) != std::string::npos);
+    CHECK(is_there(store, first, bytes_of(50000, 3)));
+    const file_store::region third = store.write(bytes_of(300000, 6));  // now there is room
+    CHECK(is_there(store, third, bytes_of(300000, 6)));
+  }
+}
+
+TEST_CASE("extents: no byte is given twice, and all come back") {
+  std::mt19937_64 random = wavekv_test::generator("extents");
+  wavekv::detail::extents extents;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> taken;
+  std::vector<bool> used;
+  for (int i = 0; i < 5000; ++i) {
+    if (taken.empty() || random() % 2 == 0) {
+      const std::uint64_t n = random() % 50;
+      const std::uint64_t offset = extents.take(n);
+      if (used.size() < offset + n) used.resize(offset + n, false);
+      for (std::uint64_t b = offset; b < offset + n; ++b) {
+        REQUIRE_FALSE(used[b]);
+        used[b] = true;
+      }
+      taken.emplace_back(offset, n);
+    } else {
+      std::swap(taken[random() % taken.size()], taken.back());
+      const auto [offset, n] = taken.back();
+      taken.pop_back();
+      for (std::uint64_t b = offset; b < offset + n; ++b) used[b] = false;
+      extents.give_back(offset, n);
+    }
+    REQUIRE(extents.end() == used.size());
+    REQUIRE(extents.n_free() ==
+            static_cast<std::uint64_t>(std::count(used.begin(), used.end(), false)));
+  }
+  for (const auto& [offset, n] : taken) extents.give_back(offset, n);
+  CHECK(extents.n_free() == extents.end());
+  CHECK(extents.take(extents.end()) == 0);  // one run again
+}
