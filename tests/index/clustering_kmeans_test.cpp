@@ -167,6 +167,24 @@ TEST_CASE("k-means: the objective gets better with every iteration") {
   CHECK(euclidean(query_metric_kmeans<10>{}) < euclidean(query_metric_kmeans<5>{}));
 }
 
+// spherical_kmeans draws half of its seeds and promises no such thing: the next case is what holds for both.
+TEST_CASE("query-metric k-means: recovers planted clusters when every one has a seed") {
+  clustering_scratch scratch;
+  for (const std::uint32_t seed : {31U, 32U, 33U}) {
+    CAPTURE(seed);
+    const std::size_t n_clusters = 31;  // 31 · 33 points: the seeds, 33 apart, fall on all labels
+    const planted_rows data = planted(n_clusters * 33, 48, n_clusters, seed, 1.0F, 0.05F);
+    cluster_request request = request_of(data.rows, 48, n_clusters);
+    const std::vector<float> values(data.label.size() * 8,
+                                    1.0F);  // no variance: they must drop out
+    request.values = values.data();
+    request.value_dim = 8;
+    const clustering metric = run(query_metric_kmeans<10>{}, request, scratch);
+    CHECK(metric.n_clusters == n_clusters);
+    CHECK(same_partition(metric.assignment, data.label));
+  }
+}
+
 TEST_CASE("k-means: no cluster mixes planted ones when every one has a seed") {
   clustering_scratch scratch;
   const std::size_t n_planted = 31;

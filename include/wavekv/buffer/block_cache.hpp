@@ -11,7 +11,6 @@
 
 #include <wavekv/buffer/concepts.hpp>
 #include <wavekv/core/aligned_storage.hpp>
-#include <wavekv/core/errors.hpp>
 #include <wavekv/core/scalar.hpp>
 
 /// @file block_cache.hpp

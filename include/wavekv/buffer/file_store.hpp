@@ -241,11 +241,9 @@ inline file_store::region file_store::write(std::span<const std::byte> from) {
     offset = file_->extents.take(rounded_up(from.size()));
   }
   region to(file_, offset, from.size());  // freed when a write fails
-  const std::size_t straight =
-      is_aligned(from.data(), offset, alignment) ? from.size() / alignment * alignment : 0;
-  if (!file_->direct) {
-    in_full(*file_, "write", ::pwrite, from.data(), from.size(), offset);
-    return to;
+  std::size_t straight = from.size();     // what needs no bounce buffer
+  if (file_->direct) {
+    straight = is_aligned(from.data(), offset, alignment) ? straight / alignment * alignment : 0;
   }
   in_full(*file_, "write", ::pwrite, from.data(), straight, offset);
   bounce_buffer bounce;

@@ -198,8 +198,8 @@ class kv_cache {
 
   /// @brief Appends tokens to one layer. A prefill chunk and a decode token are the same call; tokens beyond
   /// the window are sealed into segments as they fill: a prompt's at once, a decode step's over the steps that follow,
-  /// a KV head or so in each, while their tokens stay in the tail.
-  /// Blocks: until sealed, when this append fills a prompt's segment; for a KV head while a decode segment is sealed.
+  /// half a KV head or so in each, while their tokens stay in the tail.
+  /// Blocks: until sealed, when this append fills a prompt's segment; for half a KV head while a decode segment is sealed.
   /// Allocates: while the tail grows, and in the calls that seal.
   /// @param keys     [n, n_kv_heads, key_dim], finite, any strides with contiguous rows
   /// @param values   [n, n_kv_heads, value_dim], likewise

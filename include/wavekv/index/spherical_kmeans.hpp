@@ -16,8 +16,8 @@ namespace wavekv {
 
 /// @brief Spherical k-means on the keys; models wavekv::clusterer. Values and the query metric are not looked at.
 ///
-/// Centroids start from evenly spaced keys and from keys far from these (detail/seeds.hpp). Each iteration assigns every key to the centroid with the
-/// largest dot product (ties: the smaller id), then makes each centroid the unit vector along the sum of
+/// Centroids start from evenly spaced keys and from keys far from these (detail/seeds.hpp). Each iteration assigns every
+/// key to the centroid with the largest dot product (ties: the smaller id), then makes each centroid the unit vector along the sum of
 /// its keys. An empty cluster takes the worst-fitting key of a cluster with more than one; when there is none (copies of one key, say),
 /// it is removed. Deterministic: the result is a function of the request alone.
 ///
