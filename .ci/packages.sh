@@ -3,9 +3,10 @@
 #
 # Sourced by the run scripts: what each needs from Debian, and how to get it.
 
-packages_library="cmake ninja-build libeigen3-dev libhwy-dev"
+packages_library="cmake ninja-build libeigen3-dev libhwy-dev libxxhash-dev"
 packages_examples="nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev"
-packages_tests="doctest-dev"
+packages_io_uring="liburing-dev" # for wavekv::io_uring, which is left out without it
+packages_tests="doctest-dev $packages_io_uring"
 packages_benches="libbenchmark-dev"
 packages_instructions="g++-12 python3 valgrind"
 packages_reference="python3-venv"

@@ -11,6 +11,10 @@ install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/wavekv"
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 install(TARGETS wavekv EXPORT wavekvTargets)
 install(EXPORT wavekvTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
+if(TARGET wavekv_io_uring) # a file of its own: who has no liburing does not read it
+  install(TARGETS wavekv_io_uring EXPORT wavekvIoUringTargets)
+  install(EXPORT wavekvIoUringTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
+endif()
 
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/wavekvConfig.cmake.in"
   "${PROJECT_BINARY_DIR}/wavekvConfig.cmake" INSTALL_DESTINATION "${wavekv_package_dir}")
@@ -21,4 +25,6 @@ install(FILES
   "${PROJECT_BINARY_DIR}/wavekvConfig.cmake"
   "${PROJECT_BINARY_DIR}/wavekvConfigVersion.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindHighwayHeaders.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/FindLiburing.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/FindXxHash.cmake"
   DESTINATION "${wavekv_package_dir}")

@@ -5,6 +5,7 @@
 
 #include "byte_level.hpp"
 #include "error.hpp"
+#include "unicode.hpp"
 
 namespace transformer {
 namespace {
@@ -58,8 +59,8 @@ bpe::bpe(const vocabulary& vocab, const merge_list& merges, bool ignore_merges) 
     const token_id right_id = find_id(vocab, right);
     const token_id result = find_id(vocab, left + right);
     if (left_id == no_id || right_id == no_id || result == no_id)
-      throw model_error("merge " + std::to_string(rank) + " (\"" + left + "\" + \"" + right +
-                        "\") is not in the vocabulary");
+      throw model_error("merge " + std::to_string(rank) + " (\"" + one_line(left) + "\" + \"" +
+                        one_line(right) + "\") is not in the vocabulary");
     // Of a pair that is listed twice, the last rank counts, as in the reference.
     merges_.insert_or_assign(pair_key(left_id, right_id),
                              merge{static_cast<std::uint32_t>(rank), result});

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // wavekv_generate: text from a model directory, its KV cache a wavekv::kv_cache.
+#include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -20,6 +26,8 @@
 #include "progress.hpp"
 #include "run_options.hpp"
 #include "sampler.hpp"
+#include "saved_prompt.hpp"
+#include "tiers.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
 #include "wave_attention.hpp"
@@ -28,11 +36,10 @@ namespace {
 
 using namespace transformer;
 
-using cache_type = wavekv::kv_cache<>;
-using attention = wave_attention<cache_type>;
-using probe = error_probe<cache_type>;
-
 struct options : run_options {
+  tier_options tiers;
+  std::filesystem::path save;
+  std::filesystem::path load;
   std::string prompt;
   std::filesystem::path prompt_file;
   std::size_t needle_tokens = 0;
@@ -58,6 +65,11 @@ void parse_command_line(CLI::App& app, options& options) {
       ->check(CLI::Range(64, 16'777'216));
   prompt->require_option(1);
   add_common_options(app, options);
+  add_tier_options(app, options.tiers);
+  app.add_option("--save", options.save, "Write the prompt, once read, with its index to this file");
+  app.add_option("--load", options.load,
+                 "Go on after a prompt that --save wrote: only what comes after it is read")
+      ->check(CLI::ExistingFile);
   app.add_option("--cache", options.cache,
                  "How attention reads the cache: exact (all of it), fixed (fixed shares of the "
                  "clusters), error (until the "
@@ -129,18 +141,56 @@ prompt make_prompt(const options& options, tokenizer& tokenizer, const model_con
   return prompt;
 }
 
-double read_with_progress(model& model, session& session, const prompt& prompt,
-                          const options& options) {
-  progress bar("prefill", prompt.tokens.size());
+/// A session that has read the prompt but for its last token, and how long that took.
+struct read_session {
+  session read;
+  double seconds = 0;
+};
+
+/// With --load the prompt goes on from the saved one: a haystack begins with it, any other text comes behind it.
+void join_prompts(const std::vector<token_id>& saved, prompt& prompt, std::size_t n_prefix) {
+  auto& tokens = prompt.tokens;
+  if (prompt.asked) {
+    if (tokens.size() < saved.size() || !std::equal(saved.begin(), saved.end(), tokens.begin()))
+      throw model_error("--load: the saved prompt is not the beginning of this one");
+    return;
+  }
+  tokens.erase(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(n_prefix));
+  tokens.insert(tokens.begin(), saved.begin(), saved.end());
+}
+
+template <class Cache>
+read_session read_with_progress(model& model, const tokenizer& tokenizer, prompt& prompt,
+                                const options& options, Cache& cache, const any_bound& bound) {
+  read_session result;
+  const std::string name = model_name(options);
+  const double begin = seconds_now();
+  if (options.load.empty()) {
+    result.read = model.start(std::make_unique<wave_attention<Cache>>(cache, bound));
+  } else {
+    auto saved = load_prompt<Cache>(options.load, model, cache, bound, name);
+    join_prompts(saved.tokens, prompt, prefix(options, tokenizer, model.config()).size());
+    result.read = std::move(saved.read);
+    std::fprintf(stderr, "loaded %zu tokens in %.2f s\n", result.read.n_tokens,
+                 seconds_now() - begin);
+  }
+  progress bar("prefill", prompt.tokens.size() - result.read.n_tokens);
   try {
-    const double seconds = read_prompt(model, session, prompt.tokens, options.chunk,
-                                       [&](double n_done) { bar.update(n_done); });
+    read_prompt(model, result.read, std::span(prompt.tokens).subspan(result.read.n_tokens),
+                options.chunk, [&](double n_done) { bar.update(n_done); });
     bar.finish();
-    return seconds;
   } catch (...) {
     bar.finish();
     throw;
   }
+  result.seconds = seconds_now() - begin;
+  if (!options.save.empty()) {
+    const double saving = seconds_now();
+    save_prompt<Cache>(options.save, result.read, prompt.tokens, name);
+    std::fprintf(stderr, "saved %zu tokens in %.2f s: %s\n", result.read.n_tokens,
+                 seconds_now() - saving, options.save.c_str());
+  }
+  return result;
 }
 
 stop_options stop_rule(const options& options) {
@@ -199,11 +249,11 @@ nlohmann::json prompt_json(const options& options, const prompt& prompt, double 
 }
 
 /// The plain run: one sequence, text as it comes.
-bool run_once(const options& options, model& model, const tokenizer& tokenizer,
-              const prompt& prompt, cache_type& cache) {
-  auto session =
-      model.start(std::make_unique<attention>(cache, make_bound(options.cache, options)));
-  const double prefill_seconds = read_with_progress(model, session, prompt, options);
+template <class Cache>
+bool run_once(const options& options, model& model, const tokenizer& tokenizer, prompt prompt,
+              Cache& cache) {
+  auto [session, prefill_seconds] = read_with_progress(model, tokenizer, prompt, options, cache,
+                                                       make_bound(options.cache, options));
   text_printer printer(tokenizer);
   const bool stream = !prompt.asked;  // of a needle only the number is of interest
   const auto generated = generate(model, session, prompt.tokens.back(), make_sampler(options),
@@ -212,7 +262,7 @@ bool run_once(const options& options, model& model, const tokenizer& tokenizer,
                                   });
   if (stream) printer.finish();
   const side wave{options.cache, answer_of(generated, tokenizer, prompt), generated,
-                  static_cast<const attention&>(*session.attention).record()};
+                  static_cast<const wave_attention<Cache>&>(*session.attention).record()};
   report_needle(prompt, wave.answer);
   std::fprintf(stderr, "prefill %.1f s (%.0f tokens/s), decode %.1f tokens/s\n", prefill_seconds,
                static_cast<double>(prompt.tokens.size()) / prefill_seconds,
@@ -224,46 +274,50 @@ bool run_once(const options& options, model& model, const tokenizer& tokenizer,
 }
 
 /// One decode from a fork of the prompt, answered by `bound`.
+template <class Cache>
 side decode_fork(const std::string& name, const any_bound& bound, const options& options,
                  model& model, const tokenizer& tokenizer, const prompt& prompt,
                  const session& read) {
-  const auto& parent = static_cast<const attention&>(*read.attention);
-  auto session = read.fork(std::make_unique<attention>(parent, bound));
+  const auto& parent = static_cast<const wave_attention<Cache>&>(*read.attention);
+  auto session = read.fork(std::make_unique<wave_attention<Cache>>(parent, bound));
   auto generated =
       generate(model, session, prompt.tokens.back(), make_sampler(options), stop_rule(options));
-  const auto& record = static_cast<const attention&>(*session.attention).record();
+  const auto& record = static_cast<const wave_attention<Cache>&>(*session.attention).record();
   return {name, answer_of(generated, tokenizer, prompt), generated, record};
 }
 
 /// The steps of `wave` once more, untimed, each beside full attention on the same cache.
+template <class Cache>
 std::vector<float> true_errors(const side& wave, const any_bound& bound, model& model,
                                const prompt& prompt, const session& read) {
-  const auto& parent = static_cast<const attention&>(*read.attention);
-  auto session = read.fork(std::make_unique<probe>(parent, bound));
+  const auto& parent = static_cast<const wave_attention<Cache>&>(*read.attention);
+  auto session = read.fork(std::make_unique<error_probe<Cache>>(parent, bound));
   replay(model, session, prompt.tokens.back(), wave.generated);
-  return static_cast<const probe&>(*session.attention).record().true_errors;
+  return static_cast<const error_probe<Cache>&>(*session.attention).record().true_errors;
 }
 
 /// A few steps that nobody times: pages of the weights come in, scratch memory grows.
+template <class Cache>
 void warm_up(const any_bound& bound, model& model, const prompt& prompt, const session& read) {
-  const auto& parent = static_cast<const attention&>(*read.attention);
-  auto session = read.fork(std::make_unique<attention>(parent, bound));
+  const auto& parent = static_cast<const wave_attention<Cache>&>(*read.attention);
+  auto session = read.fork(std::make_unique<wave_attention<Cache>>(parent, bound));
   generate(model, session, prompt.tokens.back(), sampler({}), {4, false});
 }
 
 /// One prefill, then the same decode with full attention and with the bound, each timed alone.
+template <class Cache>
 bool run_comparison(const options& options, model& model, const tokenizer& tokenizer,
-                    const prompt& prompt, cache_type& cache) {
+                    prompt prompt, Cache& cache) {
   const auto bound = make_bound(options.cache, options);
-  auto read = model.start(std::make_unique<attention>(cache, bound));
-  const double prefill_seconds = read_with_progress(model, read, prompt, options);
+  auto [read, prefill_seconds] =
+      read_with_progress(model, tokenizer, prompt, options, cache, bound);
   for (const any_bound& each : {any_bound(wavekv::exact{}), bound})
-    warm_up(each, model, prompt, read);
+    warm_up<Cache>(each, model, prompt, read);
   const auto full =
-      decode_fork("full attention", wavekv::exact{}, options, model, tokenizer, prompt, read);
-  auto wave = decode_fork("wave index", bound, options, model, tokenizer, prompt, read);
+      decode_fork<Cache>("full attention", wavekv::exact{}, options, model, tokenizer, prompt, read);
+  auto wave = decode_fork<Cache>("wave index", bound, options, model, tokenizer, prompt, read);
   if (full.generated.interrupted || wave.generated.interrupted) return false;
-  wave.record.true_errors = true_errors(wave, bound, model, prompt, read);
+  wave.record.true_errors = true_errors<Cache>(wave, bound, model, prompt, read);
   if (prompt.asked) {
     report_needle(prompt, wave.answer);
   } else {
@@ -285,9 +339,20 @@ int run(const options& options) {
   if (prompt.tokens.size() > model.config().max_positions)
     std::fprintf(stderr, "warning: the prompt has %zu tokens, the model was made for %zu\n",
                  prompt.tokens.size(), model.config().max_positions);
-  cache_type cache(cache_geometry(model.config(), model.n_full_layers()));
-  const bool complete = options.compare ? run_comparison(options, model, tokenizer, prompt, cache)
-                                        : run_once(options, model, tokenizer, prompt, cache);
+  const auto run_with = [&](auto& cache) {
+    return options.compare ? run_comparison(options, model, tokenizer, prompt, cache)
+                           : run_once(options, model, tokenizer, prompt, cache);
+  };
+  const auto sizes = cache_geometry(model.config(), model.n_full_layers());
+  bool complete = false;
+  if (options.tiers.wanted()) {
+    tiered_cache cache(sizes, options.tiers.cache_options());
+    complete = run_with(cache);
+    print_tiers(cache.stats());
+  } else {
+    wavekv::kv_cache<> cache(sizes);
+    complete = run_with(cache);
+  }
   return complete ? 0 : interrupted_status;
 }
 

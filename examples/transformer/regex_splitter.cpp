@@ -7,6 +7,7 @@
 #include <pcre2.h>
 
 #include "error.hpp"
+#include "unicode.hpp"
 
 namespace transformer {
 namespace {
@@ -57,10 +58,12 @@ struct regex_splitter::compiled {
     const std::string pattern = spell_out_white_space(expression);
     int error = 0;
     PCRE2_SIZE at = 0;
+    // \C would cut characters, and what comes after it relies on pieces of valid UTF-8.
     code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                         PCRE2_UTF | PCRE2_UCP, &error, &at, nullptr);
+                         PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &at, nullptr);
     if (code == nullptr)
-      throw model_error("regular expression \"" + expression + "\": " + message_of(error));
+      throw model_error("regular expression \"" + one_line(expression) +
+                        "\": " + message_of(error));
     pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // without a JIT, matching is interpreted
   }
   ~compiled() { pcre2_code_free(code); }
@@ -87,6 +90,9 @@ void regex_splitter::split(std::string_view text, std::vector<std::string_view>&
     if (result == PCRE2_ERROR_NOMATCH) break;
     if (result < 0) throw model_error("pre-tokenizer: " + message_of(result));
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
+    // PCRE2 refuses \K inside of lookarounds, but not in a group that they call.
+    if (ends[0] < start || ends[1] < ends[0])
+      throw model_error("pre-tokenizer: a match that ends before it begins");
     if (ends[1] == ends[0]) {  // an empty match: step over one character
       start = ends[1] + 1;
       while (start < text.size() && (static_cast<unsigned char>(text[start]) & 0xC0U) == 0x80U)

@@ -6,12 +6,14 @@
 #include <limits>
 #include <optional>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include <wavekv/core/scalar.hpp>
 
 #include "error.hpp"
 #include "json_file.hpp"
+#include "unicode.hpp"
 
 namespace transformer {
 namespace {
@@ -30,7 +32,7 @@ std::optional<dtype> parse_dtype(const std::string& name) {
 std::string show(const std::vector<std::size_t>& shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
+  return one_line(text + "]");
 }
 
 std::uint64_t read_little_endian(const std::byte* bytes) {
@@ -48,7 +50,12 @@ nlohmann::json parse_header(std::span<const std::byte> file) {
                       std::to_string(file.size()) +
                       " bytes (truncated, or not a safetensors file)");
   const auto* text = reinterpret_cast<const char*>(file.data() + length_field_bytes);
-  auto header = nlohmann::json::parse(text, text + length);
+  nlohmann::json header;
+  try {
+    header = parse_json({text, static_cast<std::size_t>(length)});
+  } catch (const model_error& e) {
+    throw model_error(std::string("bad header: ") + e.what());
+  }
   if (!header.is_object()) throw model_error("header is not a JSON object");
   return header;
 }
@@ -66,7 +73,7 @@ std::size_t checked_product(const std::vector<std::size_t>& shape) {
 /// A non-negative integer; nlohmann would convert 1.5 and -1 silently.
 std::size_t parse_size(const nlohmann::json& value) {
   if (!value.is_number_unsigned())
-    throw model_error("expected a non-negative integer, found " + value.dump());
+    throw model_error("expected a non-negative integer, found " + one_line(value.dump()));
   return value.get<std::size_t>();
 }
 
@@ -91,10 +98,12 @@ stored_tensor parse_tensor(const nlohmann::json& entry, std::span<const std::byt
   stored_tensor tensor;
   const auto type = parse_dtype(entry.at("dtype").get<std::string>());
   if (!type)
-    throw model_error("unsupported dtype " + entry.at("dtype").dump() +
+    throw model_error("unsupported dtype " + one_line(entry.at("dtype").dump()) +
                       " (F32, F16 and BF16 are supported)");
   tensor.type = *type;
-  for (const auto& value : entry.at("shape")) tensor.shape.push_back(parse_size(value));
+  const auto& shape = entry.at("shape");
+  if (!shape.is_array()) throw model_error("shape is not an array");
+  for (const auto& value : shape) tensor.shape.push_back(parse_size(value));
   tensor.n_elements = checked_product(tensor.shape);
   if (extent.end - extent.begin != tensor.n_elements * size_of(tensor.type))
     throw model_error("shape " + show(tensor.shape) + " does not match its " +
@@ -111,8 +120,8 @@ void check_overlaps(std::vector<std::pair<extent_in_file, std::string>> extents)
                     [](const auto& e) { return std::pair(e.first.begin, e.first.end); });
   for (std::size_t i = 1; i < extents.size(); ++i)
     if (extents[i].first.begin < extents[i - 1].first.end)
-      throw model_error("tensors " + extents[i - 1].second + " and " + extents[i].second +
-                        " overlap");
+      throw model_error("tensors " + one_line(extents[i - 1].second) + " and " +
+                        one_line(extents[i].second) + " overlap");
 }
 
 template <class Scalar>
@@ -137,7 +146,7 @@ safetensors_file::safetensors_file(const std::filesystem::path& path) : file_(pa
     std::vector<std::pair<extent_in_file, std::string>> extents;
     for (const auto& [name, entry] : header.items()) {
       if (name == "__metadata__") continue;
-      where = path.string() + ": tensor " + name + ": ";
+      where = path.string() + ": tensor " + one_line(name) + ": ";
       const auto extent = parse_offsets(entry, data.size());
       tensors_.emplace(name, parse_tensor(entry, data, extent));
       extents.emplace_back(extent, name);
@@ -145,7 +154,7 @@ safetensors_file::safetensors_file(const std::filesystem::path& path) : file_(pa
     where = path.string() + ": ";
     check_overlaps(std::move(extents));
   } catch (const nlohmann::json::exception& e) {
-    throw model_error(where + "bad header: " + e.what());
+    throw model_error(where + "bad header: " + one_line(e.what()));
   } catch (const model_error& e) {
     throw model_error(where + e.what());
   }
@@ -153,22 +162,26 @@ safetensors_file::safetensors_file(const std::filesystem::path& path) : file_(pa
 
 checkpoint::checkpoint(const std::filesystem::path& directory) : directory_(directory) {
   const auto index_path = directory / "model.safetensors.index.json";
-  if (!std::filesystem::exists(index_path)) {
+  std::error_code error;
+  if (!std::filesystem::exists(index_path, error)) {
     add_shard(directory / "model.safetensors");
     return;
   }
   const auto index = read_json(index_path);
   try {
     std::set<std::string> names;
-    for (const auto& [tensor, shard] : index.at("weight_map").items())
-      names.insert(shard.get<std::string>());
+    const auto& shards = index.at("weight_map");
+    if (!shards.is_object())
+      throw model_error(index_path.string() + ": weight_map is not an object");
+    for (const auto& [tensor, shard] : shards.items()) names.insert(shard.get<std::string>());
     for (const auto& name : names) {
-      if (std::filesystem::path(name).has_parent_path())
-        throw model_error(index_path.string() + ": shard " + name + " is not a plain file name");
+      if (std::filesystem::path(name).has_parent_path() || one_line(name) != name)
+        throw model_error(index_path.string() + ": shard " + one_line(name) +
+                          " is not a plain file name");
       add_shard(directory / name);
     }
   } catch (const nlohmann::json::exception& e) {
-    throw model_error(index_path.string() + ": " + e.what());
+    throw model_error(index_path.string() + ": " + one_line(e.what()));
   }
 }
 
@@ -176,16 +189,16 @@ void checkpoint::add_shard(const std::filesystem::path& path) {
   files_.emplace_back(path);
   for (const auto& [name, tensor] : files_.back().tensors())
     if (!tensors_.emplace(name, tensor).second)
-      throw model_error(path.string() + ": tensor " + name + " is in two shards");
+      throw model_error(path.string() + ": tensor " + one_line(name) + " is in two shards");
 }
 
 const stored_tensor& checkpoint::find(const std::string& name,
                                       const std::vector<std::size_t>& shape) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end())
-    throw model_error(directory_.string() + ": tensor " + name + " is missing");
+    throw model_error(directory_.string() + ": tensor " + one_line(name) + " is missing");
   if (found->second.shape != shape)
-    throw model_error(directory_.string() + ": tensor " + name + " has shape " +
+    throw model_error(directory_.string() + ": tensor " + one_line(name) + " has shape " +
                       show(found->second.shape) + ", config.json asks for " + show(shape));
   return found->second;
 }

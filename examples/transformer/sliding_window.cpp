@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <span>
+#include <utility>
 
 #include <Eigen/Core>
 
@@ -42,6 +45,26 @@ void sliding_window::append(std::size_t n, const float* keys, const float* value
   keys_.insert(keys_.end(), keys, keys + n * token);
   values_.insert(values_.end(), values, values + n * token);
   n_held_ += n;
+}
+
+void sliding_window::save(wavekv::byte_writer& to) const {
+  const std::size_t n = std::min(n_held_, window_);  // older ones are not seen any more
+  const std::size_t n_left_out = (n_held_ - n) * shape_.n_kv_heads * shape_.head_dim;
+  to.put(std::uint64_t{n});
+  to.put_array(std::span<const float>(keys_).subspan(n_left_out));
+  to.put_array(std::span<const float>(values_).subspan(n_left_out));
+}
+
+void sliding_window::load(wavekv::byte_reader& from) {
+  const auto n = from.get<std::uint64_t>();
+  if (n > window_) from.fail("holds more tokens than the window");
+  std::vector<float> keys(n * shape_.n_kv_heads * shape_.head_dim);
+  std::vector<float> values(keys.size());
+  from.get_array(std::span<float>(keys));
+  from.get_array(std::span<float>(values));
+  n_held_ = n;
+  keys_ = std::move(keys);
+  values_ = std::move(values);
 }
 
 void sliding_window::append_and_attend(std::size_t n, const float* queries, const float* keys,

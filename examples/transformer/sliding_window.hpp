@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <vector>
 
+#include <wavekv/file/byte_stream.hpp>
+
 namespace transformer {
 
 /// @brief Shape of one layer's attention.
@@ -28,6 +30,11 @@ class sliding_window {
 
   /// @brief Appends n tokens whose attention nobody asks for.
   void append(std::size_t n, const float* keys, const float* values);
+
+  /// @brief Writes what is held, and reads it back into a layer of the same shape.
+  /// @throw wavekv::format_error for bytes that save did not write
+  void save(wavekv::byte_writer& to) const;
+  void load(wavekv::byte_reader& from);
 
  private:
   void attend_block(std::size_t head, std::size_t first_query, std::size_t n_queries,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <system_error>
 #include <utility>
 
 #include <utf8proc.h>
@@ -17,21 +18,26 @@ namespace {
 
 using nlohmann::json;
 
-constexpr token_id max_id =
-    1 << 24;  // far above any vocabulary; keeps a broken file from allocating the machine
+/// Several times any vocabulary: what a small file can allocate by one large id is bounded.
+constexpr token_id max_id = 1 << 20;
+
+/// Ids that a template may put in front of a sequence, and regular expressions one after the other;
+/// real files have one or two, and a handful.
+constexpr std::size_t max_prefix = 1000;
+constexpr std::size_t max_splitters = 100;
 
 /// The expression of a ByteLevel pre-tokenizer with use_regex: GPT-2's.
 constexpr const char* gpt2_expression =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 [[noreturn]] void unsupported(const std::string& what) {
-  throw model_error(what + " is not supported");
+  throw model_error(one_line(what) + " is not supported");
 }
 
 token_id to_id(const json& value) {
   if (!value.is_number_unsigned() ||
       value.get<std::uint64_t>() > static_cast<std::uint64_t>(max_id))
-    throw model_error("token id " + value.dump() + " is out of range");
+    throw model_error("token id " + one_line(value.dump()) + " is out of range");
   return value.get<token_id>();
 }
 
@@ -54,7 +60,8 @@ bpe::merge_list parse_merges(const json& list) {
     }
     const auto text = entry.get<std::string>();
     const auto space = text.find(' ');
-    if (space == std::string::npos) throw model_error("merge \"" + text + "\" is not a pair");
+    if (space == std::string::npos)
+      throw model_error("merge \"" + one_line(text) + "\" is not a pair");
     merges.emplace_back(text.substr(0, space), text.substr(space + 1));
   }
   return merges;
@@ -119,7 +126,7 @@ tokenizer::tokenizer(const std::filesystem::path& directory) {
   try {
     parse(json);
   } catch (const nlohmann::json::exception& e) {
-    throw model_error(path.string() + ": " + e.what());
+    throw model_error(path.string() + ": " + one_line(e.what()));
   } catch (const model_error& e) {
     throw model_error(path.string() + ": " + e.what());
   }
@@ -203,6 +210,7 @@ void tokenizer::parse_pre_tokenizer(const json& pre_tokenizer) {
     } else {
       unsupported("pre-tokenizer \"" + type + "\"");
     }
+    if (splitters_.size() > max_splitters) throw model_error("too many pre-tokenizers");
   }
 }
 
@@ -216,14 +224,19 @@ void tokenizer::parse_template(const json& post_processor) {
       if (!piece.contains("SpecialToken")) break;
       const auto name = piece["SpecialToken"].at("id").get<std::string>();
       for (const auto& id : part.at("special_tokens").at(name).at("ids")) ids.push_back(to_id(id));
+      if (ids.size() > max_prefix) throw model_error("the template begins with too many tokens");
     }
+    for (const token_id id : ids)
+      if (static_cast<std::size_t>(id) >= n_ids())
+        throw model_error("token id " + std::to_string(id) + " of the template is unknown");
     if (!ids.empty()) template_prefix_ = ids;
   }
 }
 
 void tokenizer::choose_prefix(const std::filesystem::path& path) {
   if (template_prefix_) prefix_ = *template_prefix_;
-  if (template_prefix_ || !std::filesystem::exists(path)) return;
+  std::error_code error;
+  if (template_prefix_ || !std::filesystem::exists(path, error)) return;
   const auto config = read_json(path);
   try {
     const bool generic =
@@ -235,10 +248,11 @@ void tokenizer::choose_prefix(const std::filesystem::path& path) {
     const auto text = bos.get<std::string>();
     const auto token = std::ranges::find(added_, text, &added_token::content);
     if (token == added_.end())
-      throw model_error(path.string() + ": bos_token \"" + text + "\" is not an added token");
+      throw model_error(path.string() + ": bos_token \"" + one_line(text) +
+                        "\" is not an added token");
     prefix_ = {token->id};
   } catch (const json::exception& e) {
-    throw model_error(path.string() + ": " + e.what());
+    throw model_error(path.string() + ": " + one_line(e.what()));
   }
 }
 

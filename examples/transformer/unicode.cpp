@@ -65,6 +65,25 @@ std::string valid_utf8(std::string_view text) {
   return out;
 }
 
+std::string one_line(std::string_view text) {
+  constexpr std::size_t longest = 300;
+  std::string out;
+  // Cut first: a name may be as long as a file.
+  for (std::string_view rest = text.substr(0, longest); !rest.empty();) {
+    utf8proc_int32_t code = 0;
+    const auto n = utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(rest.data()),
+                                    static_cast<utf8proc_ssize_t>(rest.size()), &code);
+    const std::size_t length = n > 0 ? static_cast<std::size_t>(n) : 1;
+    const auto category = n > 0 ? utf8proc_category(code) : UTF8PROC_CATEGORY_CC;
+    const bool shown = category != UTF8PROC_CATEGORY_CC && category != UTF8PROC_CATEGORY_ZL &&
+                       category != UTF8PROC_CATEGORY_ZP;
+    out.append(shown ? rest.substr(0, length) : replacement);
+    rest.remove_prefix(length);
+  }
+  if (text.size() > longest) out += "...";
+  return out;
+}
+
 std::string to_nfc(const std::string& text) {
   utf8proc_uint8_t* composed = nullptr;
   const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);

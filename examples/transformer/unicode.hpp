@@ -10,6 +10,10 @@ namespace transformer {
 /// on bad input.
 std::string valid_utf8(std::string_view text);
 
+/// @brief Text of unknown origin for a message of one line: valid UTF-8, control characters and line
+/// separators as U+FFFD, the rest of a long text as "...".
+std::string one_line(std::string_view text);
+
 /// @brief Unicode normalisation form C (composed). @param text valid UTF-8
 std::string to_nfc(const std::string& text);
 

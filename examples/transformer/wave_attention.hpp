@@ -3,7 +3,10 @@
 
 #include <cmath>
 #include <cstddef>
+#include <filesystem>
 #include <memory>
+#include <span>
+#include <string>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -50,6 +53,10 @@ class wave_attention : public full_attention {
         sequence_(other.cache_->fork(other.sequence_)),
         bound_(std::move(bound)) {}
 
+  /// @brief Takes over a sequence of the cache: one that was loaded, say.
+  wave_attention(Cache& cache, any_bound bound, wavekv::sequence_id sequence)
+      : cache_(&cache), sequence_(sequence), bound_(std::move(bound)) {}
+
   ~wave_attention() override { cache_->release(sequence_); }
   wave_attention(const wave_attention&) = delete;
   wave_attention& operator=(const wave_attention&) = delete;
@@ -69,6 +76,7 @@ class wave_attention : public full_attention {
   // A step: first the token's own key and value, then the question.
   void decode(const attention_input& in, float* out) override {
     cache_->append(sequence_, in.layer, keys(in), values(in));
+    if (in.layer + 1 < sizes().n_layers) cache_->prefetch(sequence_, in.layer + 1);
     const auto step = std::visit([&](const auto& bound) { return attend(in, out, bound); }, bound_);
     record_.total += step;
     record_.predicted_errors.push_back(step.predicted_error);
@@ -76,6 +84,12 @@ class wave_attention : public full_attention {
 
   std::unique_ptr<full_attention> fork() const override {
     return std::make_unique<wave_attention>(*this, bound_);
+  }
+
+  /// @brief Writes the sequence to a file, and with it what the engine keeps besides.
+  void save(const std::filesystem::path& path, const std::string& model,
+            std::span<const std::byte> engine) const {
+    cache_->save(sequence_, path, model, engine);
   }
 
   /// @brief What decode did so far.
@@ -144,8 +158,16 @@ class error_probe final : public wave_attention<Cache> {
   std::vector<float> exact_;
 };
 
+/// @brief A cache whose sealed tokens live in a file, and in memory only as far as a budget goes.
+using tiered_cache =
+    wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<>,
+                     wavekv::wave_buffer<wavekv::placement::tiered, wavekv::eviction::sieve,
+                                         wavekv::transfer::threads>>;
+
 // The programs and tests share one compiled copy; a cache is much code.
 extern template class wave_attention<wavekv::kv_cache<>>;
 extern template class error_probe<wavekv::kv_cache<>>;
+extern template class wave_attention<tiered_cache>;
+extern template class error_probe<tiered_cache>;
 
 }  // namespace transformer

@@ -36,7 +36,7 @@ namespace eviction {
 class lru;
 }
 namespace transfer {
-struct inline_read;
+class inline_read;
 }
 
 /// @brief The default index: segments of 8,192 (1,024 while decoding), a two-level tree of clusters of 16

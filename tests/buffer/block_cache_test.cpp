@@ -46,14 +46,14 @@ std::vector<float> rows_of(std::size_t owner, std::size_t block) {
   return rows;
 }
 
-/// Elements of a pinned block that are not its own, and tokens that were not shown in their order.
+/// Elements of a pinned block that are not its own, or not in their order.
 template <class Cache>
 std::size_t n_wrong(const Cache& cache, std::uint32_t slot, std::size_t owner, std::size_t block) {
   std::size_t wrong = 0;
   std::size_t next = 0;
-  cache.for_runs(slot, tokens_of(block), [&](const wavekv::slot_run<float>& run) {
-    if (run.first_token != next || run.n_tokens > cache.slot_tokens()) ++wrong;
-    for (std::size_t t = 0; t < run.n_tokens; ++t) {
+  cache.for_runs(slot, tokens_of(block), [&](const wavekv::token_run<float>& run) {
+    if (run.n == 0 || run.n > cache.slot_tokens()) ++wrong;
+    for (std::size_t t = 0; t < run.n; ++t) {
       for (std::size_t i = 0; i < key_dim; ++i) {
         if (run.keys[t * key_dim + i] != element(owner, block, next + t, i)) ++wrong;
       }
@@ -61,7 +61,7 @@ std::size_t n_wrong(const Cache& cache, std::uint32_t slot, std::size_t owner, s
         if (run.values[t * value_dim + i] != element(owner, block, next + t, key_dim + i)) ++wrong;
       }
     }
-    next += run.n_tokens;
+    next += run.n;
   });
   return wrong + (next == tokens_of(block) ? 0 : 1);
 }
@@ -104,7 +104,9 @@ TEST_CASE_TEMPLATE("random calls: blocks are found as they were admitted, and no
     for (int i = 0; i < 4000; ++i) {
       const std::size_t owner = random() % directories.size();
       const std::size_t block = random() % n_blocks;
+      const bool is_held = cache.holds(*directories[owner], block);
       const std::uint32_t slot = cache.pin(*directories[owner], block);
+      REQUIRE(is_held == (slot != cache.nowhere));
       if (slot != cache.nowhere) {
         ++n_found;
         held.push_back({slot, owner, block});
@@ -122,6 +124,7 @@ TEST_CASE_TEMPLATE("random calls: blocks are found as they were admitted, and no
         const std::size_t gone = random() % directories.size();
         cache.drop(*directories[gone]);
         for (std::size_t b = 0; b < n_blocks; ++b) {
+          REQUIRE_FALSE(cache.holds(*directories[gone], b));
           REQUIRE(cache.pin(*directories[gone], b) == cache.nowhere);
         }
       }
@@ -164,7 +167,7 @@ TEST_CASE("what is pinned is not evicted, and a cache full of it refuses") {
   CHECK(admit(n));  // the one that was let go of leaves
   CHECK(cache.pin(directory, 0) == cache.nowhere);
   for (std::size_t b = 1; b < n; ++b) {
-    cache.for_runs(pins[b], 8, [&](const wavekv::slot_run<float>& run) {
+    cache.for_runs(pins[b], 8, [&](const wavekv::token_run<float>& run) {
       CHECK(run.keys[0] == static_cast<float>(b));
     });
   }

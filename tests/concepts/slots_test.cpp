@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -18,6 +20,7 @@
 #include "archetypes/clusterers.hpp"
 #include "archetypes/executors.hpp"
 #include "archetypes/scalars.hpp"
+#include "archetypes/stores.hpp"
 
 // What fits each slot and what does not. Every negative below is one mistake away from a type that fits.
 // The namespace has a name because compilers warn of members that nobody uses in an unnamed one, and a misspelt
@@ -257,49 +260,232 @@ static_assert(!wavekv::eviction_policy<eviction_victim_int>);
 static_assert(!wavekv::eviction_policy<eviction_without_size>);
 static_assert(!wavekv::eviction_policy<eviction_without_erase>);
 
-struct transfer_without_wait {
+struct transfer_without_next {
+  void start(const wavekv::slow_read& read, std::size_t) { read(); }
+  std::exception_ptr failure() const noexcept { return nullptr; }
+};
+struct transfer_without_failure {
+  void start(const wavekv::slow_read& read, std::size_t) { read(); }
+  std::size_t next() { return 0; }
+};
+struct transfer_of_the_old_kind {
   template <class Fetch>
   void start(Fetch&& fetch) {
     fetch();
   }
+  void wait() {}
+};
+struct transfer_takes_any_read : transfer_without_next {
+  template <class Read>
+  void start(Read&& read, std::size_t) {
+    read();
+  }
+  std::size_t next() { return 0; }
+};
+struct transfer_next_int : wavekv::transfer::inline_read {
+  int next() noexcept { return 0; }
+};
+struct transfer_failure_may_throw : wavekv::transfer::inline_read {
+  std::exception_ptr failure() const { return nullptr; }
 };
 struct transfer_with_argument : wavekv::transfer::inline_read {
   explicit transfer_with_argument(int) {}
 };
 static_assert(wavekv::transfer_engine<wavekv::transfer::inline_read>);
+static_assert(wavekv::transfer_engine<wavekv::transfer::threads>);
+static_assert(wavekv::transfer_engine<wavekv::transfer::basic_threads<1>>);
 static_assert(wavekv::transfer_engine<wavekv_test::overlapped_transfer>);
 static_assert(wavekv::transfer_engine<wavekv_test::late_transfer>);
-static_assert(!wavekv::transfer_engine<transfer_without_wait>);
+static_assert(wavekv::transfer_engine<transfer_takes_any_read>);
+static_assert(!wavekv::transfer_engine<transfer_without_next>);
+static_assert(!wavekv::transfer_engine<transfer_without_failure>);
+static_assert(!wavekv::transfer_engine<transfer_of_the_old_kind>);
+static_assert(!wavekv::transfer_engine<transfer_next_int>);
+static_assert(!wavekv::transfer_engine<transfer_failure_may_throw>);
 static_assert(!wavekv::transfer_engine<transfer_with_argument>);
+static_assert(std::is_trivially_copyable_v<wavekv::slow_read>);
 
-struct placement_lookup_may_throw {
+// Two tiers, and one of their members deleted, or declared otherwise.
+struct placement_like : wavekv_test::two_tiers {
+  template <class T, class E>
+  using base = wavekv_test::two_tiers::tiers<T, E>;
+};
+struct placement_look_up_may_throw : placement_like {
   template <wavekv::scalar T, wavekv::eviction_policy E>
-  struct tiers : wavekv::placement::resident::tiers<T, E> {
-    using handle = typename wavekv::placement::resident::tiers<T, E>::handle;
-    const T* lookup(const handle& rows, wavekv::block which) const {
-      return rows.data() + which.offset;
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    typename base<T, E>::lease look_up(const typename base<T, E>::handle& rows,
+                                       const wavekv::block& which) {
+      return base<T, E>::look_up(rows, which);
     }
   };
 };
+struct placement_release_may_throw : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    void release(std::span<const typename base<T, E>::lease> leases) {
+      base<T, E>::release(leases);
+    }
+  };
+};
+struct placement_lease_not_trivial : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    struct lease {
+      std::shared_ptr<int> held;
+      explicit operator bool() const noexcept { return held != nullptr; }
+    };
+    lease look_up(const typename base<T, E>::handle&, const wavekv::block&) noexcept { return {}; }
+    void release(std::span<const lease>) noexcept {}
+    template <class Run>
+    void for_runs(const lease&, std::size_t, Run&&) const {}
+  };
+};
+struct placement_keeps_without_blocks : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    typename base<T, E>::handle keep(wavekv::aligned_storage<T>) { return {}; }
+  };
+};
+struct placement_handle_with_argument : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    struct handle : base<T, E>::handle {
+      explicit handle(int) {}
+    };
+    handle keep(wavekv::aligned_storage<T>, std::span<const wavekv::block>) { return handle(0); }
+  };
+};
+struct placement_without_holds : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    bool holds(const typename base<T, E>::handle&, const wavekv::block&) const = delete;
+  };
+};
+struct placement_without_alignment : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    std::size_t alignment() const = delete;
+  };
+};
+struct placement_fetches_at_once : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    void fetch(const typename base<T, E>::handle&, std::uint64_t, std::span<std::byte>) {}
+  };
+};
+struct placement_without_check : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    void check(const typename base<T, E>::handle&, const wavekv::block&, const T*) const = delete;
+  };
+};
+struct placement_admit_may_throw : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    using base<T, E>::base;
+    void admit(const typename base<T, E>::handle&, const wavekv::block&, const T*) {}
+  };
+};
 struct placement_without_constant {
+  struct options_type {
+    void validate() const {}
+  };
   template <wavekv::scalar T, wavekv::eviction_policy E>
   struct tiers {
     using handle = wavekv::aligned_storage<T>;
-    handle keep(wavekv::aligned_storage<T> rows) { return rows; }
-    const T* lookup(const handle& rows, wavekv::block) const noexcept { return rows.data(); }
-    void fetch(const handle&, wavekv::block, T*) const {}
-    void admit(const handle&, wavekv::block, const T*) const noexcept {}
+    struct lease {
+      const T* rows = nullptr;
+      explicit operator bool() const noexcept { return rows != nullptr; }
+    };
+    tiers(const options_type&, std::size_t, std::size_t) {}
+    handle keep(wavekv::aligned_storage<T> rows, std::span<const wavekv::block>) { return rows; }
+    lease look_up(const handle& rows, const wavekv::block&) const noexcept { return {rows.data()}; }
+    template <class Run>
+    void for_runs(const lease&, std::size_t, Run&&) const {}
+    void release(std::span<const lease>) noexcept {}
+    void copy(const handle&, std::size_t, std::span<T>) const {}
+  };
+};
+// The same with the constant; where it is true, nothing is asked for that only a slow tier has.
+template <bool AlwaysFast>
+struct placement_without_slow_tier : placement_without_constant {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : placement_without_constant::tiers<T, E> {
+    using placement_without_constant::tiers<T, E>::tiers;
+    static constexpr bool always_fast = AlwaysFast;
+  };
+};
+struct placement_without_options {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  using tiers = wavekv::placement::resident::tiers<T, E>;
+};
+struct placement_options_unchecked : placement_like {
+  struct options_type : wavekv_test::two_tiers::options_type {
+    void validate() const = delete;
+  };
+};
+struct placement_made_from_nothing : placement_like {
+  template <wavekv::scalar T, wavekv::eviction_policy E>
+  struct tiers : base<T, E> {
+    tiers() : base<T, E>({}, 1, 1) {}
   };
 };
 struct placement_tiers_no_template {
+  struct options_type {
+    void validate() const {}
+  };
   struct tiers {};
 };
 static_assert(wavekv::placement_policy<wavekv::placement::resident>);
+static_assert(wavekv::placement_policy<wavekv::placement::tiered>);
+static_assert(wavekv::placement_policy<wavekv::placement::tiered_over<wavekv_test::failing_store>>);
 static_assert(wavekv::placement_policy<wavekv_test::two_tiers>);
-static_assert(!wavekv::placement_policy<placement_lookup_may_throw>);
+static_assert(wavekv::placement_policy<placement_without_slow_tier<true>>);
+static_assert(!wavekv::placement_policy<placement_without_slow_tier<false>>);
+static_assert(!wavekv::placement_policy<placement_look_up_may_throw>);
+static_assert(!wavekv::placement_policy<placement_release_may_throw>);
+static_assert(!wavekv::placement_policy<placement_lease_not_trivial>);
+static_assert(!wavekv::placement_policy<placement_keeps_without_blocks>);
+static_assert(!wavekv::placement_policy<placement_handle_with_argument>);
+static_assert(!wavekv::placement_policy<placement_without_holds>);
+static_assert(!wavekv::placement_policy<placement_without_alignment>);
+static_assert(!wavekv::placement_policy<placement_fetches_at_once>);
+static_assert(!wavekv::placement_policy<placement_without_check>);
+static_assert(!wavekv::placement_policy<placement_admit_may_throw>);
 static_assert(!wavekv::placement_policy<placement_without_constant>);
+static_assert(!wavekv::placement_policy<placement_without_options>);
+static_assert(!wavekv::placement_policy<placement_options_unchecked>);
+static_assert(!wavekv::placement_policy<placement_made_from_nothing>);
 static_assert(!wavekv::placement_policy<placement_tiers_no_template>);
 static_assert(!wavekv::placement_policy<wavekv::eviction::lru>);
+
+// flush is there where there are two tiers, and nowhere else; what can be asked of any cache is there for all.
+template <class Cache>
+concept has_slow_tier = requires(Cache& cache) { cache.flush(); };
+template <class Cache>
+concept has_statistics = requires(const Cache& cache) {
+  { cache.stats() } -> std::same_as<wavekv::cache_statistics>;
+  { cache.stats().tiers } -> std::convertible_to<wavekv::tier_statistics>;
+};
+template <class Placement>
+using cache_with =
+    wavekv::kv_cache<float, wavekv::wave_index<>, wavekv::wave_buffer<>::with_placement<Placement>>;
+static_assert(has_slow_tier<cache_with<wavekv::placement::tiered>>);
+static_assert(!has_slow_tier<cache_with<wavekv::placement::resident>>);
+static_assert(has_statistics<cache_with<wavekv::placement::tiered>>);
+static_assert(has_statistics<cache_with<wavekv::placement::resident>>);
+static_assert(
+    std::is_same_v<decltype(cache_with<wavekv::placement::tiered>::options_type::placement),
+                   wavekv::placement::tiered::options_type>);
 
 struct store_without_flush : wavekv::memory_store {
   using memory_store::memory_store;
@@ -309,11 +495,30 @@ struct store_region_misfit : wavekv::memory_store {
   using memory_store::memory_store;
   int write(std::span<const std::byte>) { return 0; }
 };
+struct store_alignment_constant : wavekv::memory_store {
+  using memory_store::memory_store;
+  static constexpr std::size_t alignment = 1;
+};
+struct store_alignment_may_throw : wavekv::memory_store {
+  using memory_store::memory_store;
+  std::size_t alignment() const { return 1; }
+};
+struct store_in_a_file : wavekv::memory_store {
+  using memory_store::memory_store;
+  wavekv::file_place in_file(const region&) const noexcept { return {}; }
+};
 static_assert(wavekv::block_store<wavekv::memory_store>);
 static_assert(wavekv::block_store<wavekv::file_store>);
+static_assert(wavekv::block_store<wavekv_test::failing_store>);
 static_assert(!wavekv::block_store<store_without_flush>);
 static_assert(!wavekv::block_store<store_region_misfit>);
+static_assert(!wavekv::block_store<store_alignment_constant>);
+static_assert(!wavekv::block_store<store_alignment_may_throw>);
 static_assert(!wavekv::block_store<wavekv::placement::resident>);
+static_assert(wavekv::file_backed<wavekv::file_store> && wavekv::file_backed<store_in_a_file>);
+static_assert(!wavekv::file_backed<wavekv::memory_store>);
+static_assert(wavekv::adopting_store<wavekv::file_store>);
+static_assert(!wavekv::adopting_store<wavekv::memory_store>);
 
 // --- executor ------------------------------------------------------------------------------------------
 struct executor_not_movable : wavekv::serial_executor {
@@ -360,10 +565,9 @@ static_assert(wavekv::paper_defaults::cluster_count_type::n_levels == 1);
 // stateless policies cost no bytes and are regular
 template <class... Policies>
 constexpr bool all_empty = (std::is_empty_v<Policies> && ...);
-static_assert(
-    all_empty<wavekv::exact, wavekv::spherical_kmeans<>, wavekv::query_metric_kmeans<>,
-              wavekv::segment_size<>, wavekv::tokens_per_cluster<>, wavekv::placement::resident,
-              wavekv::transfer::inline_read, wavekv::serial_executor>);
+static_assert(all_empty<wavekv::exact, wavekv::spherical_kmeans<>, wavekv::query_metric_kmeans<>,
+                        wavekv::segment_size<>, wavekv::tokens_per_cluster<>,
+                        wavekv::placement::resident, wavekv::serial_executor>);
 static_assert(std::is_trivially_copyable_v<wavekv::error_bound<>> &&
               std::is_trivially_copyable_v<wavekv::verified_bound<>> &&
               std::is_trivially_copyable_v<wavekv::fixed_budget>);

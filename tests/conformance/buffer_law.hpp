@@ -4,123 +4,280 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <memory>
-#include <stdexcept>
+#include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include <wavekv/buffer/concepts.hpp>
-#include <wavekv/buffer/eviction.hpp>
+#include <wavekv/core/aligned_storage.hpp>
+#include <wavekv/core/errors.hpp>
 
 #include "conformance/eviction_law.hpp"
 
 /// @file buffer_law.hpp
-/// @brief The laws of wavekv::transfer_engine and wavekv::placement_policy. Run your own policy through them.
+/// @brief The law of wavekv::placement_policy. Run your own policy through it.
 
 namespace wavekv_test {
 
-/// @brief After wait() every started fetch has run, once; the first exception comes out of start() or wait(),
-/// the others have run all the same or were never started; and the engine can be used again.
-template <wavekv::transfer_engine Transfer>
-verdict transfer_law() {
-  Transfer engine;
-  engine.wait();  // nothing under way
-  for (const int n : {1, 0, 7, 40}) {
-    std::vector<std::atomic<int>> runs(static_cast<std::size_t>(n));
-    for (auto& run : runs) engine.start([&run] { ++run; });
-    engine.wait();
-    for (const auto& run : runs) {
-      if (run != 1) return "a started fetch did not run exactly once before wait() returned";
-    }
-  }
-  std::atomic<int> started{0};
-  std::atomic<int> ended{0};
-  bool thrown = false;
-  try {
-    for (int i = 0; i < 9; ++i) {
-      ++started;
-      engine.start([&ended, i] {
-        ++ended;
-        if (i == 4) throw std::runtime_error("fetch failed");
-      });
-    }
-  } catch (const std::runtime_error&) {
-    thrown = true;  // an engine without threads lets it out at once
-  }
-  try {
-    engine.wait();
-  } catch (const std::runtime_error& error) {
-    if (std::string(error.what()) != "fetch failed") return "wait() throws another exception";
-    thrown = true;
-  }
-  if (!thrown) return "a fetch's exception is lost";
-  if (started != ended) return "after an exception a started fetch has not returned";
-  std::atomic<bool> again{false};
-  engine.start([&again] { again = true; });
-  engine.wait();
-  return again ? "" : "the engine does not work any more after an exception";
-}
-
-/// @brief Whatever is kept can be read, in whichever tier it is, bit for bit, from several threads at once;
-/// a block that was admitted or not is never another's; handles outlive moves and their neighbours.
+/// @brief Tiers of a placement under test, segments' rows that were kept in them, and readers that find out whether they
+/// are still what they were.
 template <wavekv::placement_policy Placement, class T, wavekv::eviction_policy Eviction>
-verdict placement_law() {
+class kept_segments {
+ public:
   using tiers_type = typename Placement::template tiers<T, Eviction>;
   using handle = typename tiers_type::handle;
+  using lease = typename tiers_type::lease;
   static_assert(wavekv::block_tiers<tiers_type, T>);
-  tiers_type tiers;
-  constexpr std::size_t n_rows = 6;
-  constexpr std::size_t n_blocks = 10;
-  constexpr std::size_t n_elements = 96;
-  const auto element = [](std::size_t rows, std::size_t i) {
-    return wavekv::from_float<T>(static_cast<float>(rows * 8 + i % 8));
+  static_assert(tiers_type::always_fast || wavekv::slow_block_tiers<tiers_type, T>);
+
+  static constexpr std::size_t key_dim = 24;
+  static constexpr std::size_t value_dim = 40;
+  static constexpr std::size_t width = key_dim + value_dim;
+
+  /// @brief A block that was found, and what it must show.
+  struct held_block {
+    lease found;
+    std::size_t n_tokens = 0;
+    const T* expected = nullptr;
   };
-  std::vector<std::unique_ptr<handle>> handles;
-  for (std::size_t r = 0; r < n_rows; ++r) {
-    wavekv::aligned_storage<T> rows(n_blocks * n_elements);
-    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = element(r, i);
-    handles.push_back(std::make_unique<handle>(tiers.keep(std::move(rows))));
-    handle moved = std::move(*handles.back());
-    *handles.back() = std::move(moved);
+
+  /// @brief One segment's rows: what they must be, and the handle of what was kept.
+  struct segment {
+    std::vector<T> rows;
+    std::vector<wavekv::block> blocks;
+    handle kept;
+  };
+
+  explicit kept_segments(const typename Placement::options_type& options)
+      : tiers_(options, key_dim, value_dim) {}
+
+  [[nodiscard]] tiers_type& tiers() noexcept { return tiers_; }
+
+  /// @brief Keeps random rows, cut into blocks of different lengths that lie behind each other.
+  std::unique_ptr<segment> keep(std::mt19937_64& random, std::size_t n_blocks) {
+    auto made = std::make_unique<segment>();
+    std::size_t offset = 0;
+    for (std::size_t index = 0; index < n_blocks; ++index) {
+      const std::size_t n_tokens = random() % 4 == 0 ? 1 + random() % 60 : 1 + random() % 9;
+      made->blocks.push_back({index, offset, n_tokens});
+      offset += n_tokens * width;
+    }
+    wavekv::aligned_storage<T> rows(offset);
+    for (std::size_t i = 0; i < offset; ++i) {
+      rows[i] = wavekv::from_float<T>(static_cast<float>(random() % 256) - 128.0F);
+    }
+    made->rows.assign(rows.data(), rows.data() + offset);
+    made->kept = tiers_.keep(std::move(rows), made->blocks);
+    return made;
   }
-  std::atomic<int> n_wrong{0};
-  std::atomic<int> n_missing{0};
-  const auto read = [&](std::size_t r, std::size_t b) {
-    // Blocks of uneven sizes: b has 8 · (b + 1) elements.
-    const wavekv::block which{b * n_elements, 8 * (b + 1)};
-    std::vector<T> arrived(which.n_elements);
-    const T* rows = tiers.lookup(*handles[r], which);
-    if (rows == nullptr) {
-      ++n_missing;
-      tiers.fetch(*handles[r], which, arrived.data());
-      rows = arrived.data();
+
+  /// @brief Reads a block from wherever it is, and offers it to the block cache if it came from the slow tier.
+  /// @param held  where its lease goes, if it was found; else it is released at once
+  verdict read(const segment& from, std::size_t index, std::mt19937_64& random,
+               std::vector<held_block>* held = nullptr) {
+    const wavekv::block& which = from.blocks[index];
+    const T* expected = from.rows.data() + which.offset;
+    bool was_held = true;
+    if constexpr (!tiers_type::always_fast) was_held = tiers_.holds(from.kept, which);
+    const lease found = tiers_.look_up(from.kept, which);
+    ++(was_held == static_cast<bool>(found) ? n_foretold : n_surprises);
+    if (found) {
+      verdict seen = shows(found, which.n_tokens, expected);
+      if (held != nullptr) {
+        held->push_back({found, which.n_tokens, expected});
+      } else {
+        tiers_.release(std::span<const lease>(&found, 1));
+      }
+      return seen;
     }
-    for (std::size_t i = 0; i < which.n_elements; ++i) {
-      const T expected = element(r, which.offset + i);
-      if (wavekv::to_float(rows[i]) != wavekv::to_float(expected)) ++n_wrong;
+    if constexpr (tiers_type::always_fast) {
+      return "always_fast, but look_up does not find a block";
+    } else {
+      return fetch(from, which, random);
     }
-    if (rows == arrived.data()) tiers.admit(*handles[r], which, rows);
+  }
+
+  /// @brief Whether a lease shows these rows: [n_tokens, key_dim], then [n_tokens, value_dim].
+  verdict shows(const lease& found, std::size_t n_tokens, const T* expected) {
+    std::size_t n = 0;
+    bool fits = true;
+    bool is_same = true;
+    tiers_.for_runs(found, n_tokens, [&](const wavekv::token_run<T>& run) {
+      fits = fits && run.n != 0 && run.n <= n_tokens - n;
+      if (!fits) return;
+      is_same = is_same &&
+                std::memcmp(run.keys, expected + n * key_dim, run.n * key_dim * sizeof(T)) == 0 &&
+                std::memcmp(run.values, expected + n_tokens * key_dim + n * value_dim,
+                            run.n * value_dim * sizeof(T)) == 0;
+      n += run.n;
+    });
+    if (!fits || n != n_tokens) return "for_runs shows more or fewer tokens than the block has";
+    return is_same ? "" : "a block that is found differs from the rows that were kept";
+  }
+
+  /// @brief Copies a random part of the rows.
+  verdict copy(const segment& from, std::mt19937_64& random) {
+    const std::size_t offset = random() % from.rows.size();
+    std::vector<T> got(random() % (from.rows.size() - offset + 1));
+    tiers_.copy(from.kept, offset, got);
+    const bool is_same = got.empty() || std::memcmp(got.data(), from.rows.data() + offset,
+                                                    got.size() * sizeof(T)) == 0;
+    return is_same ? "" : "copy differs from the rows that were kept";
+  }
+
+  std::atomic<std::size_t> n_foretold{0};   ///< answers of look_up that holds gave before
+  std::atomic<std::size_t> n_surprises{0};  ///< others
+
+ private:
+  verdict fetch(const segment& from, const wavekv::block& which, std::mt19937_64& random) {
+    const std::size_t unit = tiers_.alignment();
+    if (unit == 0 || (unit & (unit - 1)) != 0) return "alignment is no power of two";
+    const std::uint64_t first = which.offset * sizeof(T);
+    const std::uint64_t begin = first / unit * unit;
+    const std::uint64_t end = (first + which.n_tokens * width * sizeof(T) + unit - 1) / unit * unit;
+    const std::size_t room = std::max(unit, alignof(T));
+    std::vector<std::byte> memory(end - begin + room, std::byte{0x5A});
+    const auto at = reinterpret_cast<std::uintptr_t>(memory.data());
+    std::byte* to = memory.data() + ((at + room - 1) / room * room - at);
+    const wavekv::slow_read read =
+        tiers_.fetch(from.kept, begin, std::span(to, static_cast<std::size_t>(end - begin)));
+    if (read.to.data() != to || read.to.size() != end - begin) {
+      return "fetch does not read to where it was told";
+    }
+    if (random() % 16 != 0) {
+      read();
+    } else {  // a read is a view, and may be made by anybody
+      const wavekv::slow_read other = read;
+      std::thread([&other] { other(); }).join();
+    }
+    T* rows = reinterpret_cast<T*>(to + (first - begin));
+    const std::size_t n_bytes = which.n_tokens * width * sizeof(T);
+    if (std::memcmp(rows, from.rows.data() + which.offset, n_bytes) != 0) {
+      return "a block that was fetched differs from the rows that were kept";
+    }
+    try {
+      tiers_.check(from.kept, which, rows);
+    } catch (const wavekv::io_error&) {
+      return "check refuses what was kept";
+    }
+    std::byte& changed = to[(first - begin) + random() % n_bytes];
+    const auto difference = static_cast<std::byte>(1U << random() % 8);
+    changed ^= difference;
+    bool is_refused = false;
+    try {
+      tiers_.check(from.kept, which, rows);
+    } catch (const wavekv::io_error&) {
+      is_refused = true;
+    }
+    changed ^= difference;
+    if (!is_refused) return "check accepts a block of which a bit has changed";
+    tiers_.admit(from.kept, which, rows);
+    return {};
+  }
+
+  tiers_type tiers_;
+};
+
+/// @brief Whatever is kept can be read, in whichever tier it is, bit for bit, from several threads at once and while more
+/// is kept and given up; check accepts what fetch brings, and nothing else; a block that was looked up stays readable until
+/// it is released, whatever is admitted meanwhile; handles outlive moves and their neighbours.
+template <wavekv::placement_policy Placement, class T, wavekv::eviction_policy Eviction>
+verdict placement_law(const typename Placement::options_type& options = {},
+                      std::uint64_t seed = 1) {
+  using segments_type = kept_segments<Placement, T, Eviction>;
+  using segment = typename segments_type::segment;
+  using lease = typename segments_type::lease;
+  using handle = typename segments_type::handle;
+  constexpr std::size_t n_segments = 6;
+  constexpr std::size_t n_blocks = 12;
+  segments_type kept(options);
+  std::mt19937_64 random(seed);
+  std::vector<std::unique_ptr<segment>> segments;
+  for (std::size_t s = 0; s < n_segments; ++s) {
+    segments.push_back(kept.keep(random, n_blocks));
+    handle moved = std::move(segments.back()->kept);
+    handle nothing;
+    segments.back()->kept = std::move(nothing);
+    segments.back()->kept = std::move(moved);
+  }
+  const auto flush = [&] {
+    if constexpr (requires { kept.tiers().flush(); }) kept.tiers().flush();
   };
-  const auto walk = [&](std::size_t seed) {
-    for (std::size_t i = 0; i < 400; ++i) {
-      const std::size_t at = (i * 7 + seed * 13) % (n_rows * n_blocks);
-      read(at % n_rows, at / n_rows % (8));
+
+  // Alone, and then with others: any block and any part, some as soon as they were kept.
+  const auto walk = [&](std::uint64_t own, std::size_t n_steps) -> verdict {
+    std::mt19937_64 steps(seed + own);
+    std::unique_ptr<segment> mine;
+    for (std::size_t i = 0; i < n_steps; ++i) {
+      if (i % 50 == 49) {
+        mine = kept.keep(steps, 5);
+        if (i % 100 == 99) flush();
+      }
+      const segment& from = mine && i % 3 == 0 ? *mine : *segments[steps() % n_segments];
+      verdict broken = i % 10 == 9 ? kept.copy(from, steps)
+                                   : kept.read(from, steps() % from.blocks.size(), steps);
+      if (!broken.empty()) return broken;
     }
+    return {};
   };
-  walk(0);
+  if (verdict broken = walk(100, 400); !broken.empty()) return broken;
+  if (kept.n_surprises > kept.n_foretold / 10) return "holds foretells look_up badly";
+  std::vector<verdict> verdicts(3);
   std::vector<std::thread> threads;
-  for (std::size_t t = 1; t < 3; ++t) threads.emplace_back(walk, t);
-  for (std::thread& thread : threads) thread.join();
-  if (n_wrong != 0) return "a block differs from the rows that were kept";
-  if (tiers_type::always_fast && n_missing != 0) return "always_fast, but lookup answered null";
-  // Rows are given up one by one; the others stay readable.
-  for (std::size_t r = 0; r + 1 < n_rows; ++r) {
-    handles[r].reset();
-    for (std::size_t b = 0; b < 8; ++b) read(n_rows - 1, b);
+  for (std::size_t t = 0; t < verdicts.size(); ++t) {
+    threads.emplace_back([&, t] { verdicts[t] = walk(200 + t, 300); });
   }
-  return n_wrong == 0 ? "" : "a block changed when other rows were given up";
+  for (std::thread& thread : threads) thread.join();
+  for (const verdict& one : verdicts) {
+    if (!one.empty()) return "with several threads: " + one;
+  }
+
+  // Blocks that are held, more of them than any cache would keep for this alone, while others come.
+  for (const bool flushed : {false, true}) {
+    if (flushed) flush();
+    for (const std::size_t most : {1U, 7U, 100U}) {
+      std::vector<typename segments_type::held_block> held;
+      verdict broken;
+      for (std::size_t i = 0; i < 3 * most + 30 && broken.empty(); ++i) {
+        broken = kept.read(*segments[random() % n_segments], random() % n_blocks, random,
+                           held.size() < most ? &held : nullptr);
+        for (const auto& one : held) {
+          if (!broken.empty()) break;
+          broken = kept.shows(one.found, one.n_tokens, one.expected);
+          if (!broken.empty()) broken = "while it is held: " + broken;
+        }
+      }
+      std::vector<lease> leases;
+      for (const auto& one : held) leases.push_back(one.found);
+      kept.tiers().release(leases);
+      if (!broken.empty()) return broken;
+    }
+  }
+  kept.tiers().release(std::span<const lease>());
+
+  // Rows are given up one by one, by moves, too; the others stay readable, and new ones take their place.
+  for (std::size_t s = 0; s + 1 < n_segments; ++s) {
+    const std::unique_ptr<segment> added = kept.keep(random, 3);
+    if (s % 2 == 0) {
+      segments[s].reset();
+    } else {
+      segments[s]->kept = handle();
+    }
+    for (std::size_t b = 0; b < n_blocks; ++b) {
+      const segment& last = *segments[n_segments - 1];
+      verdict broken = kept.read(last, b, random);
+      if (broken.empty()) broken = kept.copy(last, random);
+      if (broken.empty()) broken = kept.read(*added, b % 3, random);
+      if (!broken.empty()) return "when other rows were given up: " + broken;
+    }
+  }
+  return {};
 }
 
 }  // namespace wavekv_test

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <set>
+#include <span>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -35,12 +36,17 @@ constexpr std::size_t value_dim = 7;
 constexpr std::size_t n_heads = 2;
 using segment_type = wavekv::segment<bf16, wavekv::aligned_storage<bf16>>;
 
+/// @param blocks  those of each segment, as the tiers are told of them
 template <class Index>
 auto seal(const wavekv::token_rows<bf16>& rows, const std::vector<wavekv::seal_run>& runs,
-          any_executor executor) {
+          any_executor executor, std::vector<std::vector<wavekv::block>>* blocks = nullptr) {
   wavekv::sealer<bf16, Index, segment_type> sealer;
-  return sealer.seal(rows, n_heads, key_dim, value_dim, runs, typename Index::clusterer_type{}, {},
-                     executor, [](wavekv::aligned_storage<bf16> kept) { return kept; });
+  return sealer.seal(
+      rows, n_heads, key_dim, value_dim, runs, typename Index::clusterer_type{}, {}, executor,
+      [blocks](wavekv::aligned_storage<bf16> kept, std::span<const wavekv::block> cut) {
+        if (blocks != nullptr) blocks->emplace_back(cut.begin(), cut.end());
+        return kept;
+      });
 }
 
 wavekv::token_rows<bf16> make_rows(std::size_t n) {
@@ -108,14 +114,19 @@ void check_layout() {
   const wavekv::token_rows<bf16> rows = make_rows(300);
   const std::vector<wavekv::seal_run> runs = {
       {1000, 10, 1}, {1001, 11, 2}, {1003, 13, 64}, {1067, 77, 200}};
-  const auto sealed = seal<Index>(rows, runs, {});
+  std::vector<std::vector<wavekv::block>> blocks;
+  const auto sealed = seal<Index>(rows, runs, {}, &blocks);
   REQUIRE(sealed.segments.size() == runs.size());
+  REQUIRE(blocks.size() == runs.size());
   for (std::size_t r = 0; r < runs.size(); ++r) {
     const segment_type& segment = *sealed.segments[r];
     CHECK(segment.first_token() == runs[r].first_token);
     CHECK(segment.n_tokens() == runs[r].n_tokens);
     CHECK(segment.kv_bytes() == runs[r].n_tokens * n_heads * (key_dim + value_dim) * sizeof(bf16));
     CHECK(segment.index_bytes() > 0);
+    REQUIRE(segment.n_blocks() == blocks[r].size());
+    std::size_t n_blocks = 0;  // seen so far
+    std::size_t end_of_blocks = 0;
     for (std::size_t head = 0; head < n_heads; ++head) {
       const wavekv::head_index<bf16>& index = segment.head(head);
       std::set<std::uint16_t> order(index.order, index.order + runs[r].n_tokens);
@@ -130,7 +141,17 @@ void check_layout() {
         CHECK(index.levels[0].size[cluster] == static_cast<float>(last - first));
         // The block holds the cluster's keys, then its values, exactly as they were stored.
         const wavekv::block block = segment.cluster_block(head, cluster);
-        REQUIRE(block.n_elements == (last - first) * (key_dim + value_dim));
+        REQUIRE(block.n_tokens == last - first);
+        // Blocks of all heads lie behind each other, and are numbered so.
+        REQUIRE(block.index == n_blocks++);
+        CHECK(block.offset == end_of_blocks);
+        end_of_blocks += block.n_tokens * (key_dim + value_dim);
+        for (const wavekv::block& same :
+             {blocks[r][block.index], segment.list_blocks()[block.index]}) {
+          CHECK(same.index == block.index);
+          CHECK(same.offset == block.offset);
+          CHECK(same.n_tokens == block.n_tokens);
+        }
         const bf16* k = segment.rows().data() + block.offset;
         const bf16* v = k + (last - first) * key_dim;
         for (std::uint32_t i = first; i < last; ++i) {
@@ -144,6 +165,8 @@ void check_layout() {
       CHECK(position == runs[r].n_tokens);
       check_summaries(segment, rows, runs[r], head);
     }
+    CHECK(n_blocks == blocks[r].size());
+    CHECK(end_of_blocks == segment.rows().size());
   }
 }
 

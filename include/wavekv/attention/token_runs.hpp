@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include <wavekv/core/scalar.hpp>
+#include <wavekv/core/token_run.hpp>
 #include <wavekv/cpu/read_ahead.hpp>
 
 /// @file token_runs.hpp
@@ -15,18 +16,6 @@ namespace wavekv {
 namespace detail {
 
 inline constexpr std::size_t chunk_rows = 64;  ///< rows a chunk: logits and weights stay in cache
-
-}  // namespace detail
-
-/// @brief A run of tokens.
-template <scalar S>
-struct token_run {
-  const S* keys = nullptr;    ///< [n, key_dim] contiguous
-  const S* values = nullptr;  ///< [n, value_dim] contiguous
-  std::size_t n = 0;          ///< tokens
-};
-
-namespace detail {
 
 /// The rows of many runs, as one sequence.
 template <scalar S, class RunAt>

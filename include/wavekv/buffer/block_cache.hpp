@@ -12,6 +12,7 @@
 #include <wavekv/buffer/concepts.hpp>
 #include <wavekv/core/aligned_storage.hpp>
 #include <wavekv/core/scalar.hpp>
+#include <wavekv/core/token_run.hpp>
 
 /// @file block_cache.hpp
 /// @brief The fast tier's slots, the directories that find a block in them, and who leaves when they are full.
@@ -39,15 +40,6 @@ class block_directory {
   friend class block_cache;
 
   std::vector<std::atomic<std::uint32_t>> slots_;
-};
-
-/// @brief Tokens of a block that lie behind each other in the fast tier.
-template <scalar T>
-struct slot_run {
-  std::size_t first_token = 0;  ///< of the block
-  std::size_t n_tokens = 0;
-  const T* keys = nullptr;    ///< [n_tokens, key_dim]
-  const T* values = nullptr;  ///< [n_tokens, value_dim]
 };
 
 /// @brief A fixed number of slots for blocks of any segment.
@@ -108,14 +100,19 @@ class block_cache {
     return nowhere;
   }
 
-  /// @brief Calls run(slot_run) for the tokens of a pinned block, in order.
+  /// @brief Whether a block is here at this moment.
+  [[nodiscard]] bool holds(const block_directory& directory, std::size_t block) const noexcept {
+    return directory.slots_[block].load(std::memory_order_relaxed) < n_slots_;
+  }
+
+  /// @brief Calls run(token_run<T>) for the tokens of a pinned block, in order.
   /// @param n_tokens  of the block
   template <class Run>
   void for_runs(std::uint32_t slot, std::size_t n_tokens, Run&& run) const {
     for (std::size_t first = 0; first < n_tokens; first += slot_tokens_, slot = next_[slot]) {
       const T* keys = memory_.data() + slot * slot_elements();
-      run(slot_run<T>{first, std::min(slot_tokens_, n_tokens - first), keys,
-                      keys + slot_tokens_ * key_dim_});
+      run(token_run<T>{keys, keys + slot_tokens_ * key_dim_,
+                       std::min(slot_tokens_, n_tokens - first)});
     }
   }
 

@@ -35,8 +35,9 @@ namespace wavekv {
 /// not wait for each other. POSIX only.
 class file_store {
  public:
-  /// @brief Reads and writes at multiples of this many bytes, to memory at multiples of it, go straight to the disk.
-  static constexpr std::size_t alignment = 4096;
+  /// @brief Regions begin at multiples of this many bytes. Reads and writes at multiples of it, to memory at multiples of
+  /// it, go straight to the disk.
+  static constexpr std::size_t page_bytes = 4096;
 
   /// @brief Where the file is.
   struct options_type {
@@ -63,6 +64,27 @@ class file_store {
   /// @brief Writes bytes where there is room. Blocks: until the system has taken them; flush makes them last.
   /// @throw io_error when they cannot be written (a full disk, say); nothing is held then. std::bad_alloc
   region write(std::span<const std::byte> from);
+
+  /// @brief A file of another's making, which is only read and stays when the store goes. Copyable.
+  class outside_file;
+
+  /// @brief Opens a file to adopt parts of it.  @throw io_error
+  [[nodiscard]] outside_file open(const std::filesystem::path& path) const;
+
+  /// @brief Takes a part of a file that exists, as a region, without a copy.
+  /// @param offset  of the file, a multiple of page_bytes; the file reaches to a multiple of it, too
+  /// @throw io_error when the file is too short
+  [[nodiscard]] region adopt(const outside_file& from, std::uint64_t offset,
+                             std::size_t n_bytes) const;
+
+  /// @brief page_bytes where reads go past the page cache, else 1.
+  [[nodiscard]] std::size_t alignment() const noexcept { return file_->direct ? page_bytes : 1; }
+
+  /// @brief Where a region lies, in words, for messages.
+  [[nodiscard]] static std::string describe(const region& of);
+
+  /// @brief Where a region lies.
+  [[nodiscard]] file_place in_file(const region& of) const noexcept;
 
   /// @brief Reads bytes [offset, offset + to.size()) of a region. Blocks: until they are here.
   /// @throw io_error when they reach past its end, or cannot be read (a file that was cut short, say)
@@ -93,6 +115,13 @@ class file_store {
         fail("make", 0, 0);
       }
     }
+    // A file that is only read, and stays.
+    file(std::string name, bool past_page_cache) : path(std::move(name)), read_only(true) {
+      direct = past_page_cache && open_to_read(O_DIRECT);
+      if (!direct && !open_to_read(0)) {
+        fail("open", 0, 0);
+      }
+    }
     file(const file&) = delete;
     file& operator=(const file&) = delete;
     file(file&&) = delete;
@@ -121,6 +150,19 @@ class file_store {
       return descriptor >= 0;
     }
 
+    bool open_to_read(int more) {
+      descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | more);
+      return descriptor >= 0;
+    }
+
+    [[nodiscard]] std::uint64_t size() const {
+      struct stat about {};
+      if (::fstat(descriptor, &about) != 0) {
+        fail("ask the size of", 0, 0);
+      }
+      return static_cast<std::uint64_t>(about.st_size);
+    }
+
     // For file systems that make no files without a name.
     void open_unnamed(int more) {
       std::string name = path + "/wavekv-XXXXXX";
@@ -142,6 +184,7 @@ class file_store {
     int descriptor = -1;
     bool direct = false;
     bool named = false;
+    bool read_only = false;
     mutable std::mutex mutex;
     detail::extents extents;  // guarded
   };
@@ -163,12 +206,12 @@ class file_store {
   }
 
   static bool is_aligned(const void* bytes, std::uint64_t offset, std::size_t n) noexcept {
-    return reinterpret_cast<std::uintptr_t>(bytes) % alignment == 0 && offset % alignment == 0 &&
-           n % alignment == 0;
+    return reinterpret_cast<std::uintptr_t>(bytes) % page_bytes == 0 && offset % page_bytes == 0 &&
+           n % page_bytes == 0;
   }
 
   static std::uint64_t rounded_up(std::uint64_t n) noexcept {
-    return (n + alignment - 1) / alignment * alignment;
+    return (n + page_bytes - 1) / page_bytes * page_bytes;
   }
 
   // Memory that direct reads and writes may use, for those that bring none.
@@ -178,7 +221,7 @@ class file_store {
 
     std::byte* data() {
       if (memory_.size() == 0) {
-        memory_ = aligned_storage<std::byte>(n_bytes + alignment);
+        memory_ = aligned_storage<std::byte>(n_bytes + page_bytes);
       }
       const auto at = reinterpret_cast<std::uintptr_t>(memory_.data());
       return memory_.data() + (rounded_up(at) - at);
@@ -188,6 +231,13 @@ class file_store {
     aligned_storage<std::byte> memory_;
   };
 
+  std::shared_ptr<file> file_;
+};
+
+class file_store::outside_file {
+ private:
+  friend class file_store;
+  explicit outside_file(std::shared_ptr<file> opened) noexcept : file_(std::move(opened)) {}
   std::shared_ptr<file> file_;
 };
 
@@ -219,6 +269,10 @@ class file_store::region {
     if (file_ == nullptr) {
       return;
     }
+    if (file_->read_only) {
+      file_ = nullptr;
+      return;
+    }
     const std::uint64_t n = rounded_up(size_);
 #if defined(FALLOC_FL_PUNCH_HOLE)
     (void)::fallocate(file_->descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -243,7 +297,7 @@ inline file_store::region file_store::write(std::span<const std::byte> from) {
   region to(file_, offset, from.size());  // freed when a write fails
   std::size_t straight = from.size();     // what needs no bounce buffer
   if (file_->direct) {
-    straight = is_aligned(from.data(), offset, alignment) ? straight / alignment * alignment : 0;
+    straight = is_aligned(from.data(), offset, page_bytes) ? straight / page_bytes * page_bytes : 0;
   }
   in_full(*file_, "write", ::pwrite, from.data(), straight, offset);
   bounce_buffer bounce;
@@ -260,10 +314,15 @@ inline file_store::region file_store::write(std::span<const std::byte> from) {
 
 inline void file_store::read(const region& from, std::uint64_t offset,
                              std::span<std::byte> to) const {
-  if (offset > from.size() || to.size() > from.size() - offset) {
+  const std::uint64_t end = alignment() == 1 ? from.size() : rounded_up(from.size());
+  if (offset > end || to.size() > end - offset ||
+      (offset + to.size() > from.size() && !is_aligned(to.data(), offset, to.size()))) {
     throw io_error(detail::message("file_store: ", file_->path, ": bytes ", offset, " to ",
                                    offset + to.size(), " of a region; allowed: 0 to ",
                                    from.size()));
+  }
+  if (to.empty()) {
+    return;
   }
   const file& source = *from.file_;
   const std::uint64_t at = from.offset_ + offset;
@@ -273,7 +332,7 @@ inline void file_store::read(const region& from, std::uint64_t offset,
   }
   bounce_buffer bounce;
   for (std::size_t done = 0; done < to.size();) {
-    const std::uint64_t begin = (at + done) / alignment * alignment;
+    const std::uint64_t begin = (at + done) / page_bytes * page_bytes;
     const std::size_t skipped = static_cast<std::size_t>(at + done - begin);
     const std::size_t n = std::min(to.size() - done, bounce_buffer::n_bytes - skipped);
     in_full(source, "read", ::pread, bounce.data(), rounded_up(skipped + n), begin);
@@ -282,6 +341,32 @@ inline void file_store::read(const region& from, std::uint64_t offset,
   }
 }
 
-static_assert(block_store<file_store>);
+inline file_store::outside_file file_store::open(const std::filesystem::path& path) const {
+  return outside_file(std::make_shared<file>(path.string(), file_->direct));
+}
+
+inline file_store::region file_store::adopt(const outside_file& from, std::uint64_t offset,
+                                            std::size_t n_bytes) const {
+  const std::uint64_t size = from.file_->size();
+  if (offset % page_bytes != 0 || offset > size || n_bytes > size - offset ||
+      rounded_up(n_bytes) > size - offset) {
+    throw io_error(detail::message("file_store: ", from.file_->path, ": bytes ", offset, " to ",
+                                   offset + rounded_up(n_bytes), "; allowed: multiples of ",
+                                   page_bytes, " up to the file's ", size));
+  }
+  return region(from.file_, offset, n_bytes);
+}
+
+inline std::string file_store::describe(const region& of) {
+  return of.file_ == nullptr
+             ? std::string("nothing")
+             : detail::message(of.file_->path, ", bytes ", of.offset_, " to ", of.offset_ + of.size_);
+}
+
+inline file_place file_store::in_file(const region& of) const noexcept {
+  return {of.file_ == nullptr ? -1 : of.file_->descriptor, of.offset_};
+}
+
+static_assert(file_backed<file_store> && adopting_store<file_store>);
 
 }  // namespace wavekv

@@ -58,6 +58,9 @@ class memory_store {
     std::copy_n(from.bytes_.data() + offset, to.size(), to.data());
   }
 
+  /// @brief 1: memory has no preference.
+  [[nodiscard]] static constexpr std::size_t alignment() noexcept { return 1; }
+
   /// @brief Nothing waits.
   void flush() const noexcept {}
 };

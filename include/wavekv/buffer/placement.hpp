@@ -1,39 +1,64 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+#include <span>
 #include <utility>
 
 #include <wavekv/buffer/concepts.hpp>
 #include <wavekv/core/aligned_storage.hpp>
-#include <wavekv/core/errors.hpp>
 
 namespace wavekv::placement {
 
 /// @brief Everything stays in the fast tier; models placement_policy. Nothing ever moves or is evicted.
 struct resident {
+  /// @brief Nothing to choose.
+  struct options_type {
+    void validate() const noexcept {}
+  };
+
   template <scalar T, eviction_policy /*Eviction*/>
   class tiers {
    public:
     using handle = aligned_storage<T>;
     static constexpr bool always_fast = true;
 
-    /// @brief Keeps the rows where they are. Complexity: O(1).
-    handle keep(aligned_storage<T> rows) const noexcept { return rows; }
+    /// @brief Where a block is.
+    struct lease {
+      const T* rows = nullptr;
+      explicit operator bool() const noexcept { return rows != nullptr; }
+    };
 
-    /// @brief Never null. Complexity: O(1).
-    const T* lookup(const handle& rows, block which) const noexcept {
-      return rows.data() + which.offset;
+    tiers(const options_type& /*options*/, std::size_t key_dim, std::size_t /*value_dim*/) noexcept
+        : key_dim_(key_dim) {}
+
+    /// @brief Keeps the rows where they are. Complexity: O(1).
+    handle keep(aligned_storage<T> rows, std::span<const block> /*blocks*/) const noexcept {
+      return rows;
     }
 
-    /// @brief Never called by a reader, since lookup always finds.  @throw io_error always
-    [[noreturn]] void fetch(const handle& /*rows*/, block which, T* /*to*/) const {
-      throw io_error(
-          wavekv::detail::message("placement::resident: block at element ", which.offset,
-                                  " was fetched; allowed: none, every block is in the fast tier"));
+    /// @brief Always finds. Complexity: O(1).
+    lease look_up(const handle& rows, const block& which) const noexcept {
+      return {rows.data() + which.offset};
+    }
+
+    /// @brief One run.
+    template <class Run>
+    void for_runs(const lease& found, std::size_t n_tokens, Run&& run) const {
+      run(token_run<T>{found.rows, found.rows + n_tokens * key_dim_, n_tokens});
     }
 
     /// @brief Nothing to do.
-    void admit(const handle& /*rows*/, block /*which*/, const T* /*fetched*/) const noexcept {}
+    void release(std::span<const lease> /*leases*/) const noexcept {}
+
+    /// @brief Copies elements [offset, offset + to.size()) of the rows.
+    void copy(const handle& rows, std::size_t offset, std::span<T> to) const noexcept {
+      std::copy_n(rows.data() + offset, to.size(), to.data());
+    }
+
+   private:
+    std::size_t key_dim_;
   };
 };
 

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <span>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,14 +26,22 @@ namespace wavekv {
 struct read_counts {
   std::uint64_t hits = 0;         ///< blocks found in the fast tier
   std::uint64_t misses = 0;       ///< blocks fetched from the slow tier
-  std::uint64_t bytes_moved = 0;  ///< bytes fetched from the slow tier
+  std::uint64_t prefetched = 0;   ///< blocks whose reads began before they were wanted
+  std::uint64_t bytes_moved = 0;  ///< bytes read from the slow tier, with what alignment adds
+  std::uint64_t stall_ns = 0;     ///< nanoseconds spent on starting reads and waiting for them
 };
 
-/// @brief A block of a reading that can be read now.
+/// @brief A block that was in the fast tier.
+struct found_block {
+  std::size_t tag = 0;        ///< as the caller named it
+  std::size_t first_run = 0;  ///< of its runs of tokens
+};
+
+/// @brief A block that came from the slow tier.
 template <scalar T>
-struct located_block {
-  std::size_t i = 0;        ///< which of the blocks asked for
-  const T* rows = nullptr;  ///< valid until the reading ends
+struct arrived_block {
+  std::size_t tag = 0;  ///< as the caller named it
+  token_run<T> tokens;  ///< valid until the next call of the reader on this lane
 };
 
 /// @brief Composes the buffer's policies; a type without a value. `with_…` changes one slot and names no other.
@@ -42,9 +53,10 @@ template <class Placement = placement::resident, class Eviction = eviction::lru,
           class Transfer = transfer::inline_read>
 struct wave_buffer {
   static_assert(placement_policy<Placement>,
-                "wave_buffer: Placement must model wavekv::placement_policy (template tiers<T, "
-                "Eviction> with handle, "
-                "always_fast, keep, lookup, fetch, admit); see <wavekv/buffer/concepts.hpp>");
+                "wave_buffer: Placement must model wavekv::placement_policy (options_type, template "
+                "tiers<T, Eviction> with handle, lease, always_fast, keep, look_up, for_runs, "
+                "release, copy, and unless always_fast alignment, fetch, check, admit); "
+                "see <wavekv/buffer/concepts.hpp>");
   static_assert(
       eviction_policy<Eviction>,
       "wave_buffer: Eviction must model wavekv::eviction_policy (Eviction(n_slots), insert(slot), "
@@ -52,7 +64,8 @@ struct wave_buffer {
       "victim() -> std::size_t, erase(slot), all noexcept); see <wavekv/buffer/concepts.hpp>");
   static_assert(transfer_engine<Transfer>,
                 "wave_buffer: Transfer must model wavekv::transfer_engine (Transfer(), "
-                "start(fetch), wait()); "
+                "start(read, tag), next() -> std::size_t, failure() noexcept -> "
+                "std::exception_ptr); "
                 "see <wavekv/buffer/concepts.hpp>");
 
   using placement_type = Placement;
@@ -68,95 +81,390 @@ struct wave_buffer {
 };
 
 /// @brief The run-time half: keeps blocks of segments and reads them for a step.
+///
+/// A *reading* goes the way of the data: open, look_up of every block that is wanted, start; then attend what was found
+/// (lane.runs), while the rest travels; then next until it gives nothing; then close, which offers what arrived to the
+/// block cache. A reading whose reads need more room than a lane has is served in rounds. After an exception: abandon.
 /// @tparam T       storage scalar
 /// @tparam Buffer  a wave_buffer
 template <scalar T, class Buffer>
 class block_reader {
  public:
-  using tiers_type =
-      typename Buffer::placement_type::template tiers<T, typename Buffer::eviction_type>;
+  using placement_type = typename Buffer::placement_type;
+  using tiers_type = typename placement_type::template tiers<T, typename Buffer::eviction_type>;
   using handle = typename tiers_type::handle;
+  static constexpr bool always_fast = tiers_type::always_fast;
+
+  /// @brief Room for arrivals of a lane, unless one block alone is larger.
+  static constexpr std::size_t lane_bytes = std::size_t{1} << 20U;
+  /// @brief Neighbours are read together up to so many bytes, so that attending can begin before all are here.
+  static constexpr std::size_t most_read_bytes = std::size_t{1} << 17U;
 
   /// @brief What one reader needs while it reads: an engine, room for arrivals. Reused from step to step.
-  struct lane_type {
-    typename Buffer::transfer_type transfer;
-    std::vector<located_block<T>> here;     // of the blocks asked for, those in the fast tier
-    std::vector<located_block<T>> arrived;  // and those that travel, where they arrive
-    aligned_storage<T> arrivals;
-  };
+  class lane_type {
+   public:
+    std::vector<token_run<T>> runs;  ///< of the blocks that were found, in the order in which they were looked up
+    std::vector<found_block> found;  ///< those blocks; the runs of one end where the next one's begin
+    bool admits = true;  ///< false for readers that pass by all blocks, and would only drive out those that are used
 
-  /// @brief Takes the rows of a sealed segment.
-  handle keep(aligned_storage<T> rows) { return tiers_.keep(std::move(rows)); }
-
-  /// @brief Reads blocks in the order of the data flow: look all up, start the transfers of the missing, call
-  /// meanwhile(), hand on the resident ones, then those that arrived, then offer these to the block cache.
-  /// Blocks: until all were handed on. Allocates: only while a lane grows.
-  /// @param on_blocks  on_blocks(std::span<const located_block<T>>) for the resident ones, then for those that arrived,
-  ///                   where there are any; or on_block(i, rows), which is called for one after the other
-  /// @param meanwhile  called once, while transfers are under way
-  /// @throw io_error when a fetch fails
-  template <class OnBlocks, class Meanwhile>
-  read_counts read(const handle& rows, std::span<const block> blocks, lane_type& lane,
-                   OnBlocks&& on_blocks, Meanwhile&& meanwhile) {
-    read_counts counts;
-    find_or_start(rows, blocks, lane);
-    meanwhile();
-    hand_on(on_blocks, lane.here);
-    counts.hits = lane.here.size();
-    if constexpr (!tiers_type::always_fast) {
-      lane.transfer.wait();
-      hand_on(on_blocks, lane.arrived);
-      counts.misses = lane.arrived.size();
-      for (const auto& [i, at] : lane.arrived) {
-        tiers_.admit(rows, blocks[i], at);
-        counts.bytes_moved += blocks[i].n_elements * sizeof(T);
+    /// @brief Makes room for n blocks that are found, a run each.  @throw std::bad_alloc
+    void reserve(std::size_t n) {
+      if (runs.capacity() < n) {
+        runs.reserve(n + n / 4);
+        found.reserve(n + n / 4);
       }
     }
-    return counts;
+
+    /// @brief The runs of a found block.
+    [[nodiscard]] std::span<const token_run<T>> runs_of(std::size_t i) const noexcept {
+      const std::size_t end = i + 1 < found.size() ? found[i + 1].first_run : runs.size();
+      return std::span(runs).subspan(found[i].first_run, end - found[i].first_run);
+    }
+
+   private:
+    friend class block_reader;
+
+    struct missing_block {
+      std::size_t tag;
+      const handle* rows;
+      block which;
+    };
+    // Missing blocks that are read together: neighbours in one segment.
+    struct read_order {
+      std::size_t first;      // of the missing blocks
+      std::size_t n;
+      std::uint64_t offset;   // bytes from the start of the segment's rows, aligned as n_bytes is
+      std::size_t n_bytes;
+      std::byte* to = nullptr;
+    };
+    // Half of the room: while one half's reads are attended and replaced by the next, the other's travel.
+    struct half {
+      aligned_storage<std::byte> memory;
+      std::size_t first = 0;  // of its reads
+      std::size_t n = 0;
+      std::size_t n_left = 0;  // of these, not attended yet
+    };
+
+    typename Buffer::transfer_type transfer;
+    std::vector<typename tiers_type::lease> leases;
+    std::vector<missing_block> missing;
+    std::vector<read_order> reads;
+    std::vector<arrived_block<T>> arrived;
+    std::array<half, 2> halves;
+    std::size_t n_prefetched = 0;  // of the missing blocks, which come first: not wanted yet, perhaps
+    std::size_t next_read = 0;     // not started yet
+    std::size_t n_under_way = 0;
+    std::size_t attended = nothing;  // the read whose blocks are being attended
+    read_counts counts;
+
+    static constexpr std::size_t nothing = SIZE_MAX;
+  };
+
+  /// @throw what the placement's tiers throw
+  block_reader(const typename placement_type::options_type& options, std::size_t key_dim,
+               std::size_t value_dim)
+      : key_dim_(key_dim), width_(key_dim + value_dim), tiers_(options, key_dim, value_dim) {}
+
+  /// @brief Takes the rows of a sealed segment.  @throw io_error
+  handle keep(aligned_storage<T> rows, std::span<const block> blocks) {
+    return tiers_.keep(std::move(rows), blocks);
+  }
+
+  /// @brief Begins a reading.
+  static void open(lane_type& lane) noexcept {
+    lane.runs.clear();
+    lane.found.clear();
+    lane.leases.clear();
+    lane.missing.clear();
+    lane.reads.clear();
+    lane.n_prefetched = 0;
+    lane.next_read = 0;
+    lane.attended = lane_type::nothing;
+    lane.counts = {};
+  }
+
+  /// @brief Blocks that will be wanted most likely, right after open: what of them is missing is read from now on, as far
+  /// as half of a lane has room. What is not wanted in the end is offered to the block cache with the rest.
+  /// @param n         blocks, each at most once, in the order of their rows
+  /// @param block_at  block_at(i) -> std::pair<const handle*, block>
+  template <class BlockAt>
+  void prefetch(lane_type& lane, std::size_t n, BlockAt&& block_at) {
+    if constexpr (!always_fast) {
+      std::size_t n_bytes = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        const auto [rows, which] = block_at(i);
+        if (tiers_.holds(*rows, which)) {
+          continue;
+        }
+        n_bytes += which.n_tokens * width_ * sizeof(T) + 2 * tiers_.alignment();
+        if (n_bytes > lane_bytes / 2) {
+          break;
+        }
+        lane.missing.push_back({nobody, rows, which});
+      }
+      lane.n_prefetched = lane.missing.size();
+      lane.counts.prefetched = lane.n_prefetched;
+      order_reads(lane, 0);
+      start_half(lane, lane.halves[0]);
+    }
+  }
+
+  /// @brief Wants a block, which is found, or else read from start on.  Allocates: while the lane grows.
+  /// @param rows  stays where it is until the reading ends
+  /// @param tag   the caller's name for it
+  void look_up(lane_type& lane, const handle& rows, const block& which, std::size_t tag) {
+    const auto lease = tiers_.look_up(rows, which);
+    if constexpr (!always_fast) {
+      if (!lease) {
+        for (std::size_t i = 0; i < lane.n_prefetched; ++i) {
+          if (lane.missing[i].rows == &rows && lane.missing[i].which.index == which.index &&
+              lane.missing[i].tag == nobody) {
+            lane.missing[i].tag = tag;
+            return;
+          }
+        }
+        lane.missing.push_back({tag, &rows, which});
+        return;
+      }
+      try {
+        lane.leases.push_back(lease);
+      } catch (...) {
+        tiers_.release(std::span(&lease, 1));
+        throw;
+      }
+    }
+    lane.found.push_back({tag, lane.runs.size()});
+    tiers_.for_runs(lease, which.n_tokens,
+                    [&](const token_run<T>& run) { lane.runs.push_back(run); });
+  }
+
+  /// @brief Starts the reads of what is missing. Blocks: as the engine does.
+  void start(lane_type& lane) {
+    lane.counts.hits = lane.found.size();
+    if constexpr (!always_fast) {
+      lane.counts.misses = lane.missing.size();
+      order_reads(lane, lane.n_prefetched);
+      for (auto& half : lane.halves) {
+        if (half.n == 0) {
+          start_half(lane, half);
+        }
+      }
+    }
+  }
+
+  /// @brief Blocks that have arrived, each once in a reading; none when all have. They were compared with their checksums.
+  /// Blocks: until there are some.  @throw io_error
+  std::span<const arrived_block<T>> next(lane_type& lane) {
+    if constexpr (!always_fast) {
+      lane.arrived.clear();
+      while (lane.arrived.empty()) {  // nobody may have wanted what came
+        finish_attended(lane);
+        if (lane.n_under_way == 0) {
+          break;
+        }
+        take_arrival(lane);
+      }
+      return lane.arrived;
+    } else {
+      return {};
+    }
+  }
+
+  /// @brief Ends a reading whose blocks have all been attended; nothing of it may be used any more. Offers what arrived to
+  /// the block cache.
+  read_counts close(lane_type& lane) noexcept {
+    if constexpr (!always_fast) {
+      for (auto& half : lane.halves) {
+        admit(lane, half);
+      }
+      release(lane);
+    }
+    return lane.counts;
+  }
+
+  /// @brief Ends a reading wherever it is. Blocks: until what is under way has arrived.
+  void abandon(lane_type& lane) noexcept {
+    if constexpr (!always_fast) {
+      while (lane.n_under_way != 0) {
+        (void)lane.transfer.next();
+        --lane.n_under_way;
+      }
+      for (auto& half : lane.halves) {
+        half.n = half.n_left = 0;
+      }
+      release(lane);
+    }
+  }
+
+  /// @brief What the reading did so far.
+  [[nodiscard]] static const read_counts& counts(const lane_type& lane) noexcept {
+    return lane.counts;
+  }
+
+  /// @brief A whole reading of blocks of one segment: calls on_block(i, runs) for each, in any order.
+  /// Blocks: until all were handed on. Allocates: only while a lane grows.
+  /// @throw io_error when a read fails
+  template <class OnBlock>
+  read_counts read(const handle& rows, std::span<const block> blocks, lane_type& lane,
+                   OnBlock&& on_block) {
+    open(lane);
+    try {
+      for (std::size_t i = 0; i < blocks.size(); ++i) {
+        look_up(lane, rows, blocks[i], i);
+      }
+      start(lane);
+      for (std::size_t i = 0; i < lane.found.size(); ++i) {
+        on_block(lane.found[i].tag, lane.runs_of(i));
+      }
+      for (auto arrived = next(lane); !arrived.empty(); arrived = next(lane)) {
+        for (const arrived_block<T>& one : arrived) {
+          on_block(one.tag, std::span(&one.tokens, 1));
+        }
+      }
+    } catch (...) {
+      abandon(lane);
+      throw;
+    }
+    return close(lane);
   }
 
   [[nodiscard]] tiers_type& tiers() noexcept { return tiers_; }
+  [[nodiscard]] const tiers_type& tiers() const noexcept { return tiers_; }
 
  private:
-  template <class OnBlocks>
-  static void hand_on(OnBlocks& on_blocks, std::span<const located_block<T>> blocks) {
-    if constexpr (std::is_invocable_v<OnBlocks&, std::span<const located_block<T>>>) {
-      if (!blocks.empty()) {
-        on_blocks(blocks);
-      }
-    } else {
-      for (const auto& [i, at] : blocks) {
-        on_blocks(i, at);
-      }
-    }
+  using clock = std::chrono::steady_clock;
+  using half_type = typename lane_type::half;
+
+  static constexpr std::size_t nobody = SIZE_MAX;  // the tag of a block that is not wanted yet
+
+  static void add_time_since(clock::time_point begin, std::uint64_t& to) noexcept {
+    to += static_cast<std::uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(clock::now() - begin).count());
   }
 
-  void find_or_start(const handle& rows, std::span<const block> blocks, lane_type& lane) {
-    lane.here.clear();
-    lane.arrived.clear();
-    std::size_t n_missing = 0;
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const T* at = tiers_.lookup(rows, blocks[i]);
-      if constexpr (!tiers_type::always_fast) {
-        if (at == nullptr) {
-          lane.arrived.push_back({i, nullptr});
-          n_missing += blocks[i].n_elements;
+  [[nodiscard]] static const T* rows_at(const typename lane_type::read_order& read,
+                                        const block& which) noexcept {
+    return reinterpret_cast<const T*>(read.to + (which.offset * sizeof(T) - read.offset));
+  }
+
+  // Cuts what is missing into reads. Blocks were looked up in the order of their rows, so that neighbours follow each
+  // other.
+  void order_reads(lane_type& lane, std::size_t from) const {
+    const std::uint64_t unit = tiers_.alignment();
+    for (std::size_t i = from; i < lane.missing.size(); ++i) {
+      const auto& one = lane.missing[i];
+      const std::uint64_t first = one.which.offset * sizeof(T);
+      const std::uint64_t begin = first / unit * unit;
+      const std::uint64_t end =
+          (first + one.which.n_tokens * width_ * sizeof(T) + unit - 1) / unit * unit;
+      if (i != from) {
+        auto& last = lane.reads.back();
+        if (lane.missing[i - 1].rows == one.rows && begin >= last.offset &&
+            begin <= last.offset + last.n_bytes && end - last.offset <= most_read_bytes) {
+          last.n_bytes = std::max<std::size_t>(last.n_bytes, end - last.offset);
+          ++last.n;
           continue;
         }
       }
-      lane.here.push_back({i, at});
+      lane.reads.push_back({i, 1, begin, static_cast<std::size_t>(end - begin)});
     }
-    if (lane.arrivals.size() < n_missing) {
-      lane.arrivals = aligned_storage<T>(n_missing);
+    lane.arrived.reserve(lane.missing.size());
+  }
+
+  // Starts as many of the next reads as fit a half, which is empty.
+  void start_half(lane_type& lane, half_type& half) {
+    const std::size_t unit = std::max<std::size_t>(tiers_.alignment(), alignof(T));
+    const auto room_for = [&](std::size_t n_bytes) { return (n_bytes + unit - 1) / unit * unit; };
+    half.first = lane.next_read;
+    half.n = half.n_left = 0;
+    std::size_t n_bytes = 0;
+    std::size_t end = lane.next_read;
+    for (; end < lane.reads.size(); ++end) {
+      const std::size_t room = room_for(lane.reads[end].n_bytes);
+      if (n_bytes != 0 && n_bytes + room > lane_bytes / 2) {
+        break;
+      }
+      n_bytes += room;
     }
-    T* to = lane.arrivals.data();
-    for (auto& [i, at] : lane.arrived) {
-      at = to;
-      lane.transfer.start([this, &rows, which = blocks[i], to] { tiers_.fetch(rows, which, to); });
-      to += blocks[i].n_elements;
+    if (n_bytes == 0) {
+      return;
+    }
+    const auto begun = clock::now();
+    if (half.memory.size() < n_bytes + unit) {
+      half.memory = aligned_storage<std::byte>(std::max(n_bytes, lane_bytes / 16) + unit);
+    }
+    const auto at = reinterpret_cast<std::uintptr_t>(half.memory.data());
+    std::byte* to = half.memory.data() + (room_for(at) - at);
+    for (; lane.next_read < end; ++lane.next_read) {
+      auto& read = lane.reads[lane.next_read];
+      read.to = to;
+      to += room_for(read.n_bytes);
+      lane.transfer.start(tiers_.fetch(*lane.missing[read.first].rows, read.offset,
+                                       std::span(read.to, read.n_bytes)),
+                          lane.next_read);
+      ++lane.n_under_way;
+      ++half.n;
+      ++half.n_left;
+      lane.counts.bytes_moved += read.n_bytes;
+    }
+    if constexpr (requires { lane.transfer.submit(); }) {
+      lane.transfer.submit();
+    }
+    add_time_since(begun, lane.counts.stall_ns);
+  }
+
+  // What the last call of next gave has been attended: its half may be used again once all of it has.
+  void finish_attended(lane_type& lane) {
+    if (lane.attended == lane_type::nothing) {
+      return;
+    }
+    auto& half = lane.halves[lane.attended - lane.halves[0].first < lane.halves[0].n ? 0 : 1];
+    lane.attended = lane_type::nothing;
+    if (--half.n_left == 0 && lane.next_read < lane.reads.size()) {
+      admit(lane, half);
+      start_half(lane, half);
     }
   }
 
+  void take_arrival(lane_type& lane) {
+    const auto begun = clock::now();
+    const std::size_t which = lane.transfer.next();
+    --lane.n_under_way;
+    add_time_since(begun, lane.counts.stall_ns);
+    if (const std::exception_ptr failure = lane.transfer.failure()) {
+      std::rethrow_exception(failure);
+    }
+    const auto& read = lane.reads[which];
+    for (std::size_t i = read.first; i < read.first + read.n; ++i) {
+      const auto& one = lane.missing[i];
+      const T* rows = rows_at(read, one.which);
+      tiers_.check(*one.rows, one.which, rows);
+      const std::size_t n = one.which.n_tokens;
+      if (one.tag != nobody) {
+        lane.arrived.push_back({one.tag, {rows, rows + n * key_dim_, n}});
+      }
+    }
+    lane.attended = which;
+  }
+
+  void admit(lane_type& lane, half_type& half) noexcept {
+    for (std::size_t r = half.first; lane.admits && r < half.first + half.n; ++r) {
+      const auto& read = lane.reads[r];
+      for (std::size_t i = read.first; i < read.first + read.n; ++i) {
+        const auto& one = lane.missing[i];
+        tiers_.admit(*one.rows, one.which, rows_at(read, one.which));
+      }
+    }
+    half.n = half.n_left = 0;
+  }
+
+  void release(lane_type& lane) noexcept {
+    tiers_.release(std::span<const typename tiers_type::lease>(lane.leases));
+    lane.leases.clear();
+  }
+
+  std::size_t key_dim_;
+  std::size_t width_;
   tiers_type tiers_;
 };
 

@@ -86,7 +86,9 @@ class attend_pass {
   }
 
   /// @brief Books what the searches [first, first + n) did in the layer they belong to.
-  void book(layer_type& state, std::size_t first, std::size_t n) const noexcept {
+  /// @param n_heads  searches of one query token; the last one's clusters are remembered
+  void book(layer_type& state, std::size_t first, std::size_t n,
+            std::size_t n_heads) const noexcept {
     step_stats own;
     for (std::size_t i = first; i < first + n; ++i) {
       own += runner_.stats_of(i);
@@ -94,6 +96,16 @@ class attend_pass {
     state.last = own;
     state.total += own;
     ++state.steps;
+    if constexpr (!reader_type::always_fast) {
+      try {
+        state.used.resize(n_heads);
+        for (std::size_t head = 0; n != 0 && head < n_heads; ++head) {
+          state.used[head] = runner_.used_by(first + n - n_heads + head);
+        }
+      } catch (...) {
+        state.used.clear();  // they only save time
+      }
+    }
   }
 
  private:
@@ -137,6 +149,9 @@ class attend_pass {
       request.input.queries =
           queries_.data() +
           (n_queries_ * sizes.n_query_heads + head * sizes.group_size()) * sizes.key_dim;
+      if (head < state.used.size()) {
+        request.input.used = state.used[head];
+      }
       request.key.head = static_cast<std::uint32_t>(head);
       requests_.push_back(request);
       places_.emplace_back(n_queries_, head);

@@ -4,8 +4,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
+#include <mutex>
 #include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,13 +19,17 @@
 #include <wavekv/cache/cache_options.hpp>
 #include <wavekv/cache/checks.hpp>
 #include <wavekv/cache/layer_writer.hpp>
+#include <wavekv/cache/prefetched_blocks.hpp>
 #include <wavekv/cache/prefill_pass.hpp>
+#include <wavekv/cache/saved_sequence.hpp>
 #include <wavekv/cache/scratch_pool.hpp>
 #include <wavekv/cache/sequence_table.hpp>
 #include <wavekv/cache/statistics.hpp>
 #include <wavekv/core/geometry.hpp>
 #include <wavekv/core/ids.hpp>
 #include <wavekv/core/tensor_view.hpp>
+#include <wavekv/file/fingerprint.hpp>
+#include <wavekv/file/sequence_file.hpp>
 #include <wavekv/cpu/backend.hpp>
 #include <wavekv/index/bounds/exact.hpp>
 #include <wavekv/index/wave_index.hpp>
@@ -78,6 +86,14 @@ class kv_cache {
       requires { typename Backend::executor_type; },
       "kv_cache: Backend must be wavekv::cpu<Executor>; see <wavekv/cpu/backend.hpp>");
 
+ private:
+  using writer_type = layer_writer<Scalar, Index, Buffer, typename Backend::executor_type>;
+  using reader_type = typename writer_type::reader_type;
+  using segment_type = typename writer_type::segment_type;
+  using layer_type = typename writer_type::layer_type;
+  using attend_type = attend_pass<Scalar, Buffer, segment_type>;
+  using saved_type = saved_sequence<Scalar, Buffer, layer_type>;
+
  public:
   using scalar_type = Scalar;
   using index_type = Index;
@@ -85,17 +101,16 @@ class kv_cache {
   using backend_type = Backend;
   using bound_type = typename Index::bound_type;
   using executor_type = typename Backend::executor_type;
-  using options_type = cache_options<bound_type, executor_type>;
+  using placement_type = typename Buffer::placement_type;
+  using options_type = cache_options<bound_type, executor_type, placement_type>;
 
-  /// @brief An empty cache.  @throw config_error
+  /// @brief An empty cache.  @throw config_error; io_error when a slow tier cannot be made
   explicit kv_cache(wavekv::geometry sizes, options_type options = {})
-      : geometry_(std::move(sizes)),
-        options_(std::move(options)),
+      : geometry_(validated(std::move(sizes))),
+        options_(validated(std::move(options))),
+        reader_(options_.placement, geometry_.key_dim, geometry_.value_dim),
         writer_(geometry_, options_.sink_tokens, options_.window_tokens, options_.executor,
-                reader_) {
-    geometry_.validate();
-    options_.validate();
-  }
+                reader_) {}
 
   kv_cache(const kv_cache&) = delete;
   kv_cache& operator=(const kv_cache&) = delete;
@@ -112,16 +127,7 @@ class kv_cache {
   /// @brief A new sequence of length 0. Complexity: O(n_layers).
   /// @throw capacity_error when options().max_sequences are alive
   sequence_id create() {
-    auto state = std::make_unique<sequence_state>();
-    state->layers.resize(geometry_.n_layers);
-    for (layer_type& layer : state->layers) {
-      layer.sink = layer.tail =
-          token_rows<Scalar>(geometry_.n_kv_heads, geometry_.key_dim, geometry_.value_dim);
-      if constexpr (writer_type::wants_queries) {
-        layer.metrics.assign(geometry_.n_kv_heads, query_metric(geometry_.key_dim));
-      }
-    }
-    return sequences_.enter(std::move(state), options_.max_sequences);
+    return sequences_.enter(empty_sequence(), options_.max_sequences);
   }
 
   /// @brief A second sequence with the same tokens. Sealed segments are shared, sink and tail copied.
@@ -147,7 +153,57 @@ class kv_cache {
     for (const layer_type& layer : state.layers) {
       cut.push_back(writer_.truncated(layer, n_tokens));
     }
+    for (auto& ahead : state.ahead) {
+      ahead.abandon();  // it reads from segments that may go now
+    }
     state.layers.swap(cut);
+  }
+
+  /// @brief Writes a sequence to a file, which replaces an older one once it is whole: whenever the process ends, there is
+  /// the old file or the new one. Its format: docs/file_format.md.
+  /// Blocks: until it is on the disk. Complexity: O(bytes of K, V and index). Allocates: some MB.
+  /// @param model   the caller's name of the model's weights; load asks for the same
+  /// @param engine  what the caller keeps of the sequence himself (its tokens, layers with a short window, …), for load to
+  ///                give back
+  /// @throw sequence_error; io_error when it cannot be written (a full disk, say): an older file is as it was;
+  ///        format_error when rows in the slow tier have changed
+  void save(sequence_id sequence, const std::filesystem::path& path,
+            std::string_view model = {}, std::span<const std::byte> engine = {}) const {
+    const sequence_state& state = sequences_.find(sequence);
+    sequence_file_writer file(path);
+    const std::string fingerprint = fingerprint_of(model);
+    file.write({part_kind::fingerprint}, std::as_bytes(std::span(fingerprint)));
+    file.write({part_kind::engine}, engine);
+    saved_type::write(file, std::span<const layer_type>(state.layers), geometry_, reader_);
+    file.commit();
+  }
+
+  /// @brief A new sequence with what save wrote; nothing is clustered again. Where the slow tier is a file, K and V of
+  /// sealed segments stay in that file and are read from there as they are needed (it must not be changed in place
+  /// while the sequence or a fork of it is alive; saving over it and removing it are safe); otherwise all is read now.
+  /// Everything read is compared with its checksum, what stays in the file whenever a block of it arrives.
+  /// Blocks: until read. Complexity: O(bytes of the index), or of all. Allocates.
+  /// @param model   as it was saved
+  /// @param engine  null, or written: what the caller had saved with it
+  /// @throw mismatch_error when the file is of another model, geometry, scalar or index; format_error when it is no such
+  ///        file, of another version, cut short or changed; io_error; capacity_error. There is no new sequence then.
+  sequence_id load(const std::filesystem::path& path, std::string_view model = {},
+                   std::vector<std::byte>* engine = nullptr) {
+    const sequence_file_reader file(path);
+    const aligned_storage<std::byte> seen = file.read({part_kind::fingerprint});
+    compare_fingerprints({reinterpret_cast<const char*>(seen.data()), seen.size()},
+                         fingerprint_of(model), path.string());
+    const aligned_storage<std::byte> callers = file.read({part_kind::engine});
+    std::vector<std::byte> kept(callers.data(), callers.data() + callers.size());
+    auto state = empty_sequence();
+    saved_type::read(file, std::span<layer_type>(state->layers), geometry_,
+                     Index::cluster_count_type::n_levels, options_.sink_tokens,
+                     options_.max_tokens, reader_, options_.executor);
+    const sequence_id loaded = sequences_.enter(std::move(state), options_.max_sequences);
+    if (engine != nullptr) {
+      engine->swap(kept);
+    }
+    return loaded;
   }
 
   /// @brief Tokens that every layer holds.  @throw sequence_error
@@ -190,6 +246,29 @@ class kv_cache {
       sum.total += layer.total;
     }
     return sum;
+  }
+
+  /// @brief What the whole cache did, and what its tiers hold. As text for a server: <wavekv/cache/prometheus.hpp>.
+  [[nodiscard]] cache_statistics stats() const {
+    cache_statistics sum;
+    sum.sequences = sequences_.size();
+    {
+      const std::lock_guard lock(total_mutex_);
+      sum.steps = steps_;
+      sum.total = total_;
+    }
+    if constexpr (requires { reader_.tiers().stats(); }) {
+      sum.tiers = reader_.tiers().stats();
+    }
+    return sum;
+  }
+
+  /// @brief Blocks until all sealed rows are in the slow tier; only where there is one.
+  /// @throw io_error when rows could not be written; they stay in memory, and nothing is lost
+  void flush()
+    requires(!reader_type::always_fast)
+  {
+    reader_.tiers().flush();
   }
 
   /// @}
@@ -300,6 +379,18 @@ class kv_cache {
     return attend(std::span<const query_run>(&run, 1), layer, queries, out, more...);
   }
 
+  /// @brief Starts to read the blocks that the last step of this layer used and that are not in the fast tier, and returns;
+  /// the layer's next attend finds them. For the layer that comes next, while this one computes. A use of (sequence,
+  /// layer), as any other; nothing where all is in the fast tier.
+  /// Blocks: no. Allocates: once.  @throw sequence_error, shape_error, std::bad_alloc
+  void prefetch(sequence_id sequence, std::size_t layer) {
+    const layer_type& state = find_layer(sequence, layer);
+    if constexpr (!reader_type::always_fast) {
+      sequences_.find(sequence).ahead[layer].start(
+          reader_, state.segments, std::span<const std::vector<used_cluster>>(state.used));
+    }
+  }
+
   /// @brief As attend, but leaves the partial softmax undivided and without learned sinks, for engines that merge
   /// zones, shards or ranks on their own (wavekv::merge, then finish).
   template <class T>
@@ -363,15 +454,36 @@ class kv_cache {
   /// @}
 
  private:
-  using writer_type = layer_writer<Scalar, Index, Buffer, executor_type>;
-  using reader_type = typename writer_type::reader_type;
-  using segment_type = typename writer_type::segment_type;
-  using layer_type = typename writer_type::layer_type;
-  using attend_type = attend_pass<Scalar, Buffer, segment_type>;
-
   struct sequence_state {
     std::vector<layer_type> layers;
+    std::vector<prefetched_blocks<reader_type>> ahead;  // [n_layers], reads from the segments of layers
   };
+
+  [[nodiscard]] std::unique_ptr<sequence_state> empty_sequence() const {
+    auto state = std::make_unique<sequence_state>();
+    state->layers.resize(geometry_.n_layers);
+    if constexpr (!reader_type::always_fast) {
+      state->ahead = std::vector<prefetched_blocks<reader_type>>(geometry_.n_layers);
+    }
+    for (layer_type& layer : state->layers) {
+      layer.sink = layer.tail =
+          token_rows<Scalar>(geometry_.n_kv_heads, geometry_.key_dim, geometry_.value_dim);
+      if constexpr (writer_type::wants_queries) {
+        layer.metrics.assign(geometry_.n_kv_heads, query_metric(geometry_.key_dim));
+      }
+    }
+    return state;
+  }
+
+  [[nodiscard]] std::string fingerprint_of(std::string_view model) const {
+    return make_fingerprint<Scalar, Index>(geometry_, options_.sink_tokens, model);
+  }
+
+  template <class Checked>
+  static Checked validated(Checked checked) {
+    checked.validate();
+    return checked;
+  }
 
   layer_type& find_layer(sequence_id sequence, std::size_t layer) const {
     if (layer >= geometry_.n_layers) {
@@ -422,23 +534,32 @@ class kv_cache {
     pass->begin(fixed, queries);
     for (const query_run& run : batch) {
       pass->add(fixed, run, find_layer(run.sequence, layer));
+      if constexpr (!reader_type::always_fast) {
+        sequences_.find(run.sequence).ahead[layer].collect();
+      }
     }
     const step_stats done =
         pass->run(bound, reader_, options_.executor, std::forward<Write>(write));
     std::size_t first = 0;
     for (const query_run& run : batch) {
       const std::size_t n_searches = run.n_queries * geometry_.n_kv_heads;
-      pass->book(find_layer(run.sequence, layer), first, n_searches);
+      pass->book(find_layer(run.sequence, layer), first, n_searches, geometry_.n_kv_heads);
       first += n_searches;
     }
+    const std::lock_guard lock(total_mutex_);
+    total_ += done;
+    ++steps_;
     return done;
   }
 
   wavekv::geometry geometry_;
   options_type options_;
-  reader_type reader_;
+  mutable reader_type reader_;  // outlives the sequences, whose segments' rows it keeps
   sequence_table<sequence_state> sequences_;
   writer_type writer_;
+  mutable std::mutex total_mutex_;
+  step_stats total_;         // guarded, as the next
+  std::uint64_t steps_ = 0;
   scratch_pool<attend_type> attends_;
   scratch_pool<prefill_pass<Scalar, Buffer, segment_type>> prefills_;
 };

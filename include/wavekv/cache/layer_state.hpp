@@ -19,6 +19,7 @@
 #include <wavekv/index/cluster_covariance.hpp>
 #include <wavekv/index/query_metric.hpp>
 #include <wavekv/index/sealer.hpp>
+#include <wavekv/index/search_input.hpp>
 
 /// @file layer_state.hpp
 /// @brief What one layer of one sequence holds: sink, sealed segments, tail.
@@ -103,6 +104,8 @@ struct layer_state {
       metrics;  ///< [n_kv_heads], or empty when the clusterer does not ask for queries
   /// [n_kv_heads] how keys and values vary inside clusters, learnt from every segment sealed so far; null before the first
   std::shared_ptr<const std::vector<head_covariances>> covariances;
+  std::vector<std::vector<used_cluster>>
+      used;               ///< [n_kv_heads] read exactly by the last attend, where there is a slow tier
   step_stats last;        ///< what the last attend did
   step_stats total;       ///< what all of them did
   std::size_t steps = 0;  ///< attend calls

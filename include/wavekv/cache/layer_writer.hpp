@@ -300,13 +300,17 @@ class layer_writer {
                                       const std::vector<query_metric>& metrics) {
     return sealers_.borrow()->seal(
         state.tail, sizes_.n_kv_heads, sizes_.key_dim, sizes_.value_dim, runs, clusterer_type{},
-        metrics, executor_, [&](aligned_storage<T> rows) { return reader_.keep(std::move(rows)); });
+        metrics, executor_, keep());
   }
 
   void finish(unfinished_segment<segment_type>& segment, sealed_runs<segment_type>& sealed) {
-    sealer_type::finish(
-        segment, sizes_.key_dim, sizes_.value_dim,
-        [&](aligned_storage<T> rows) { return reader_.keep(std::move(rows)); }, sealed);
+    sealer_type::finish(segment, sizes_.key_dim, sizes_.value_dim, keep(), sealed);
+  }
+
+  auto keep() noexcept {
+    return [this](aligned_storage<T> rows, std::span<const block> blocks) {
+      return reader_.keep(std::move(rows), blocks);
+    };
   }
 
   // Makes room in the layer for what was sealed from the first n_rows rows of its tail.
@@ -349,21 +353,20 @@ class layer_writer {
       }
       reader_.read(
           segment.rows(), blocks, lane,
-          [&](std::size_t cluster, const T* rows) {
-            const auto [first, last] =
-                segment.cluster_tokens(head, static_cast<std::uint32_t>(cluster));
-            const T* values = rows + (last - first) * sizes_.key_dim;
-            for (std::uint32_t i = first; i < last; ++i) {
-              const std::size_t token = index.order[i];
-              if (token < n) {
-                std::copy_n(rows + (i - first) * sizes_.key_dim, sizes_.key_dim,
-                            tail.keys(head) + token * sizes_.key_dim);
-                std::copy_n(values + (i - first) * sizes_.value_dim, sizes_.value_dim,
-                            tail.values(head) + token * sizes_.value_dim);
+          [&](std::size_t cluster, std::span<const token_run<T>> runs) {
+            std::size_t at = segment.cluster_tokens(head, static_cast<std::uint32_t>(cluster)).first;
+            for (const token_run<T>& run : runs) {
+              for (std::size_t i = 0; i < run.n; ++i) {
+                const std::size_t token = index.order[at++];
+                if (token < n) {
+                  std::copy_n(run.keys + i * sizes_.key_dim, sizes_.key_dim,
+                              tail.keys(head) + token * sizes_.key_dim);
+                  std::copy_n(run.values + i * sizes_.value_dim, sizes_.value_dim,
+                              tail.values(head) + token * sizes_.value_dim);
+                }
               }
             }
-          },
-          [] {});
+          });
     }
     tail.commit(n);
   }

@@ -43,6 +43,12 @@ class sequence_table {
     return *checked(id).state;
   }
 
+  /// @brief States in the table.
+  [[nodiscard]] std::size_t size() const {
+    const std::shared_lock lock(mutex_);
+    return slots_.size() - free_.size();
+  }
+
   /// @brief Takes a state out; its id becomes invalid for good.  @throw sequence_error
   std::unique_ptr<State> take(sequence_id id) {
     const std::unique_lock lock(mutex_);

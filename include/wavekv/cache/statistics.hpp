@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <wavekv/buffer/tier_statistics.hpp>
+
 namespace wavekv {
 
 /// @brief What one attend did, summed over its sequences, KV heads and queries.
@@ -22,7 +24,9 @@ struct step_stats {
   std::uint64_t bytes_read = 0;        ///< bytes of K, V and summaries read
   std::uint64_t hits = 0;              ///< blocks found in the fast tier
   std::uint64_t misses = 0;            ///< blocks fetched from the slow tier
+  std::uint64_t prefetched = 0;        ///< blocks whose fetch began before they were wanted
   std::uint64_t bytes_moved = 0;       ///< bytes fetched from the slow tier
+  std::uint64_t stall_ns = 0;  ///< nanoseconds spent on starting fetches and waiting for them, all workers
   std::uint64_t rounds = 0;            ///< plans made; more than groups when checks asked for more
   std::uint64_t capped = 0;            ///< groups whose bound met a cap before its target
   float predicted_error = 0.0F;        ///< largest predicted relative error of any query head
@@ -42,7 +46,9 @@ struct step_stats {
     bytes_read += other.bytes_read;
     hits += other.hits;
     misses += other.misses;
+    prefetched += other.prefetched;
     bytes_moved += other.bytes_moved;
+    stall_ns += other.stall_ns;
     rounds += other.rounds;
     capped += other.capped;
     predicted_error = std::max(predicted_error, other.predicted_error);
@@ -68,6 +74,14 @@ struct statistics {
   std::uint64_t steps = 0;  ///< attend calls
   step_stats last;          ///< the last attend of each layer, added up
   step_stats total;         ///< all attends so far
+};
+
+/// @brief What a whole cache did, of all sequences, those that were released, too.
+struct cache_statistics {
+  std::uint64_t sequences = 0;  ///< alive now
+  std::uint64_t steps = 0;      ///< attend calls so far
+  step_stats total;             ///< what they did
+  tier_statistics tiers;        ///< of the two tiers; zeros where everything stays in the fast one
 };
 
 }  // namespace wavekv

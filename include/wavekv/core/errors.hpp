@@ -46,6 +46,16 @@ struct io_error : error {
   using error::error;
 };
 
+/// @brief A file is not what was written to it: cut short, changed, of another version, or never a file of this kind.
+struct format_error : io_error {
+  using io_error::io_error;
+};
+
+/// @brief A saved sequence belongs to another model, or to a cache of another type.
+struct mismatch_error : io_error {
+  using io_error::io_error;
+};
+
 namespace detail {
 
 /// @brief Joins the parts of a message; only called when something is already wrong.

@@ -83,9 +83,8 @@ class error_sampler {
     const std::size_t least = (n_samples + n_batches - 1) / n_batches * n_batches;
     std::size_t drawn = 0;
     for (std::size_t wanted = least;; wanted *= 2) {
-      for (; drawn < wanted; ++drawn) {
-        draw(search, key, drawn, total, reader, lane);
-      }
+      read_draws(search, key, drawn, wanted, total, reader, lane);
+      drawn = wanted;
       bool accepted = true;
       bool may_accept = wanted < 8 * least;
       for (std::size_t g = 0; g < input.group_size; ++g) {
@@ -149,61 +148,105 @@ class error_sampler {
     return total;
   }
 
-  // The draw of one number: a node by its weight, a token uniformly inside it.
-  void draw(search_type& search, const sample_key& key, std::size_t number, double total,
-            typename search_type::reader_type& reader, typename search_type::lane_type& lane) {
+  // A token that was drawn.
+  struct drawn_token {
+    place where;
+    double probability = 0.0;
+    std::size_t row = 0;  // of its block
+    std::size_t batch = 0;
+  };
+
+  // Draws [first, end): all are looked up, then read.
+  void read_draws(search_type& search, const sample_key& key, std::size_t first, std::size_t end,
+                  double total, typename search_type::reader_type& reader,
+                  typename search_type::lane_type& lane) {
+    const auto& input = search.input();
+    draws_.clear();
+    reader.open(lane);
+    try {
+      for (std::size_t number = first; number < end; ++number) {
+        block which;
+        draws_.push_back(draw(search, key, number, total, which));
+        reader.look_up(lane, input.segments[draws_.back().where.segment]->rows(), which,
+                       draws_.size() - 1);
+      }
+      reader.start(lane);
+      for (std::size_t i = 0; i < lane.found.size(); ++i) {
+        const drawn_token& one = draws_[lane.found[i].tag];
+        std::size_t row = one.row;
+        for (const token_run<T>& run : lane.runs_of(i)) {
+          if (row < run.n) {
+            add_row_residual(search, one, run.keys + row * input.key_dim,
+                             run.values + row * input.value_dim);
+            break;
+          }
+          row -= run.n;
+        }
+      }
+      for (auto arrived = reader.next(lane); !arrived.empty(); arrived = reader.next(lane)) {
+        for (const auto& [tag, tokens] : arrived) {
+          const drawn_token& one = draws_[tag];
+          add_row_residual(search, one, tokens.keys + one.row * input.key_dim,
+                           tokens.values + one.row * input.value_dim);
+        }
+      }
+    } catch (...) {
+      reader.abandon(lane);
+      throw;
+    }
+    const read_counts counts = reader.close(lane);
+    step_stats& stats = search.own_stats();
+    stats.hits += counts.hits;
+    stats.misses += counts.misses;
+    stats.bytes_moved += counts.bytes_moved;
+    stats.stall_ns += counts.stall_ns;
+  }
+
+  // The draw of one number: a node by its weight, a token uniformly inside it; then the cluster it lies in.
+  drawn_token draw(const search_type& search, const sample_key& key, std::size_t number,
+                   double total, block& which) const {
     const auto bits = philox(key.seed, {static_cast<std::uint32_t>(number) | (key.round << 24U),
                                         key.step, key.sequence, (key.layer << 16U) ^ key.head});
     const double at = (static_cast<double>(bits[0]) + 0.5) * 0x1p-32 * total;
     const auto found = std::upper_bound(cumulative_.begin(), cumulative_.end(), at);
     const std::size_t i =
         std::min(static_cast<std::size_t>(found - cumulative_.begin()), cumulative_.size() - 1);
-    const double probability = (cumulative_[i] - (i == 0 ? 0.0 : cumulative_[i - 1])) / total;
-    add_residual(search, places_[i], probability, bits[1], number % n_batches, reader, lane);
-  }
-
-  void add_residual(search_type& search, const place& where, double probability, std::uint32_t bits,
-                    std::size_t batch, typename search_type::reader_type& reader,
-                    typename search_type::lane_type& lane) {
+    drawn_token drawn;
+    drawn.where = places_[i];
+    drawn.probability = (cumulative_[i] - (i == 0 ? 0.0 : cumulative_[i - 1])) / total;
+    drawn.batch = number % n_batches;
     const auto& input = search.input();
-    const auto& state = search.level(where.level);
-    const auto& segment = *input.segments[where.segment];
-    const std::size_t column = where.column;
-    // A token uniformly inside the node, then the cluster it lies in.
+    const auto& segment = *input.segments[drawn.where.segment];
     const auto [first_cluster, last_cluster] =
-        segment.clusters_under(input.head, where.level, state.node[column]);
+        segment.clusters_under(input.head, drawn.where.level,
+                               search.level(drawn.where.level).node[drawn.where.column]);
     const std::uint32_t* first_token = segment.head(input.head).levels[0].first_child;
     const std::uint32_t n_tokens = first_token[last_cluster] - first_token[first_cluster];
     const auto token = first_token[first_cluster] +
-                       static_cast<std::uint32_t>((std::uint64_t{bits} * n_tokens) >> 32U);
+                       static_cast<std::uint32_t>((std::uint64_t{bits[1]} * n_tokens) >> 32U);
     const auto cluster = static_cast<std::uint32_t>(
         std::upper_bound(first_token + first_cluster, first_token + last_cluster, token) -
         first_token - 1);
-    const block which = segment.cluster_block(input.head, cluster);
-    reader.read(
-        segment.rows(), std::span<const block>(&which, 1), lane,
-        [&](std::size_t /*i*/, const T* rows) {
-          const std::size_t row = token - first_token[cluster];
-          const std::size_t n = first_token[cluster + 1] - first_token[cluster];
-          add_row_residual(search, where.level, column, rows + row * input.key_dim,
-                           rows + n * input.key_dim + row * input.value_dim, probability, batch);
-        },
-        [] {});
+    which = segment.cluster_block(input.head, cluster);
+    drawn.row = token - first_token[cluster];
+    return drawn;
   }
 
-  void add_row_residual(const search_type& search, std::size_t level, std::size_t column,
-                        const T* key, const T* value, double probability, std::size_t batch) {
+  void add_row_residual(const search_type& search, const drawn_token& drawn, const T* key,
+                        const T* value) {
     const auto& input = search.input();
+    const std::size_t level = drawn.where.level;
+    const std::size_t column = drawn.where.column;
     const auto& state = search.level(level);
     score_logits(query_rows{input.queries, input.group_size, input.key_dim, input.key_dim}, key, 1,
                  input.softcap, logits_.data(), 1);
     for (std::size_t g = 0; g < input.group_size; ++g) {
-      const float factor = state.size[column] / static_cast<float>(probability);
+      const float factor = state.size[column] / static_cast<float>(drawn.probability);
       const float exact = factor * std::exp(logits_[g] - log_normalizer_[g]);
       const float estimate =
           factor * std::exp(state.logits[g * state.n_nodes + column] - log_normalizer_[g]);
       const float* output = output_.data() + g * input.value_dim;
-      float* sum = batch_sums_.data() + (batch * input.group_size + g) * input.value_dim;
+      float* sum = batch_sums_.data() + (drawn.batch * input.group_size + g) * input.value_dim;
       const T* mean = state.value_mean[column];
       const float* tilt = search.leaning().tilt(level, g);
       const float dispersion =
@@ -266,6 +309,7 @@ class error_sampler {
 
   std::vector<double> cumulative_;
   std::vector<place> places_;
+  std::vector<drawn_token> draws_;
   std::vector<float> output_;
   std::vector<float> logits_;
   std::vector<float> log_normalizer_;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <wavekv/attention/exact.hpp>
@@ -38,9 +39,10 @@ inline partial_softmax_view view_partial(float* memory, std::size_t n_queries,
 ///
 /// The work falls into *parts* (runs of the steady zone, then segments) that may be done by different
 /// threads; each part has a partial softmax of its own, and they are merged in order of the parts, so
-/// that the result does not depend on who did what. The stages, in order:
+/// that the result does not depend on who did what (blocks that come from a slow tier are added as they come: which
+/// ones, and in what order, changes the rounding). The stages, in order:
 ///
-///   begin → scan(part)… → { plan → descend(part)… } per level → read(part)… → merge
+///   begin → scan(part)… → { plan → descend(part)… } per level → look_up → read(part)… → arrive → merge → close
 ///
 /// scan estimates the top level *while* it scores it: what is opened later is subtracted again. An estimate
 /// is at most some 55 times the exact mass that takes its place, so that few digits are lost.
@@ -92,6 +94,8 @@ class group_search {
     reserve_room(partials_, limits.n_parts * partial_floats);
     reserve_room(part_stats_, limits.n_parts);
     reserve_room(merged_, partial_floats);
+    reserve_room(first_run_, limits.n_segments + 1);
+    lane_.reserve(limits.n_nodes[0]);
     leaning_.reserve(limits);
     planner_.reserve(limits);
     for (std::size_t level = 0; level < max_tree_levels; ++level) {
@@ -110,6 +114,7 @@ class group_search {
     }
     n_levels_ = 0;
     planned_ = false;
+    reader_type::open(lane_);
     std::size_t n_sealed = 0;
     for (const auto& segment : input_.segments) {
       n_levels_ = std::max(n_levels_, segment->n_levels());
@@ -128,20 +133,57 @@ class group_search {
   }
   [[nodiscard]] std::size_t n_levels() const noexcept { return n_levels_; }
 
-  /// @brief Reads every token of the part. The whole search of a bound that reads everything.
-  void scan_all(std::size_t part, reader_type& reader, lane_type& lane,
-                std::vector<block>& blocks) {
+  /// @brief Reads every token of the part, with a lane of the caller's. The whole search of a bound that reads everything.
+  void scan_all(std::size_t part, reader_type& reader, lane_type& lane) {
     if (part < n_steady_parts_) {
       attend_steady(part);
       return;
     }
     const auto& segment = *input_.segments[part - n_steady_parts_];
     const std::uint32_t n_clusters = segment.head(input_.head).levels[0].n_nodes;
-    blocks.clear();
-    for (std::uint32_t cluster = 0; cluster < n_clusters; ++cluster) {
-      blocks.push_back(segment.cluster_block(input_.head, cluster));
+    reader.open(lane);
+    try {
+      for (std::uint32_t cluster = 0; cluster < n_clusters; ++cluster) {
+        want(part, cluster, reader, lane);
+      }
+      reader.start(lane);
+      attend(lane.runs, part);
+      attend_arrivals(reader, lane);
+    } catch (...) {
+      reader.abandon(lane);
+      throw;
     }
-    read_blocks(part, reader, lane, blocks, [] {});
+    part_stats_[part] += counted(reader.close(lane));
+  }
+
+  /// @brief Starts the reads of clusters that the step before used and that are not in the fast tier. Comes after begin; to
+  /// be ended by close, or abandon.
+  void prefetch(reader_type& reader) {
+    used_again_.clear();
+    for (const used_cluster& one : input_.used) {
+      // Not cut off since; another segment may have taken the place, and even the address, of one that was.
+      if (one.place < input_.segments.size() && input_.segments[one.place].get() == one.segment &&
+          one.cluster < input_.segments[one.place]->head(input_.head).levels[0].n_nodes) {
+        used_again_.push_back(one);
+      }
+    }
+    reader.prefetch(lane_, used_again_.size(), [&](std::size_t i) {
+      const auto& segment = *input_.segments[used_again_[i].place];
+      return std::pair(&segment.rows(), segment.cluster_block(input_.head, used_again_[i].cluster));
+    });
+  }
+
+  /// @brief The clusters that were read exactly, in order; valid between plan of level 0 and the next begin.
+  void list_used(std::vector<used_cluster>& to) const {
+    to.clear();
+    const level_type& state = levels_[0];
+    for (std::size_t s = 0; planned_ && s < input_.segments.size(); ++s) {
+      for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
+        if (state.zones[i] == zone::retrieval) {
+          to.push_back({input_.segments[s].get(), static_cast<std::uint32_t>(s), state.node[i]});
+        }
+      }
+    }
   }
 
   /// @brief Lays out the frontier of the top level, and learns what clusters look like along the queries. Comes after
@@ -243,22 +285,43 @@ class group_search {
     }
   }
 
-  /// @brief Reads the clusters of the part's retrieval zone; corrects the estimates while blocks travel.
+  /// @brief Looks up the clusters of the retrieval zone, all parts', and starts the reads of those that are not in the
+  /// fast tier. To be ended by close, or abandon.  @throw io_error
+  void look_up(reader_type& reader) {
+    const level_type& state = levels_[0];
+    first_run_.assign(1, 0);
+    for (std::size_t s = 0; s < input_.segments.size(); ++s) {
+      for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
+        if (state.zones[i] == zone::retrieval) {
+          want(n_steady_parts_ + s, state.node[i], reader, lane_);
+        }
+      }
+      first_run_.push_back(lane_.runs.size());
+    }
+    reader.start(lane_);
+  }
+
+  /// @brief Corrects the part's estimates, and attends those of its clusters that were in the fast tier.
   template <bool Accumulate>
-  void read(std::size_t part, reader_type& reader, lane_type& lane, std::vector<block>& blocks) {
+  void read(std::size_t part) {
     if (part < n_steady_parts_) {
       return;
     }
     const std::size_t s = part - n_steady_parts_;
-    const level_type& state = levels_[0];
-    blocks.clear();
-    for (std::size_t i = state.offset[s]; i < state.offset[s + 1]; ++i) {
-      if (state.zones[i] == zone::retrieval) {
-        blocks.push_back(input_.segments[s]->cluster_block(input_.head, state.node[i]));
-      }
-    }
-    read_blocks(part, reader, lane, blocks, [&] { correct_estimates<Accumulate>(part, 0); });
+    correct_estimates<Accumulate>(part, 0);
+    attend(std::span(lane_.runs).subspan(first_run_[s], first_run_[s + 1] - first_run_[s]), part);
   }
+
+  /// @brief Attends the clusters that come from the slow tier, as they come.
+  /// Blocks: until all have.  @throw io_error
+  void arrive(reader_type& reader) { attend_arrivals(reader, lane_); }
+
+  /// @brief Ends what look_up began, once all is attended. May come after merge: what arrived is then offered to the block
+  /// cache off the critical path.
+  void close(reader_type& reader) noexcept { (void)reader.close(lane_); }
+
+  /// @brief Ends what look_up began, wherever it is.
+  void abandon(reader_type& reader) noexcept { reader.abandon(lane_); }
 
   /// @brief Merges the parts, in their order, into `into`, which is reset first.
   void merge(const partial_softmax_view& into) {
@@ -271,6 +334,7 @@ class group_search {
   /// @brief What the search did; valid after merge.
   [[nodiscard]] step_stats stats() const {
     step_stats sum = stats_;
+    sum += counted(reader_type::counts(lane_));
     for (const step_stats& part : part_stats_) {
       sum += part;
     }
@@ -345,31 +409,38 @@ class group_search {
     attend(*input_.tail, std::max(first, n_sink) - n_sink, std::max(last, n_sink) - n_sink);
   }
 
-  template <class Meanwhile>
-  void read_blocks(std::size_t part, reader_type& reader, lane_type& lane,
-                   const std::vector<block>& blocks, Meanwhile&& meanwhile) {
+  // Wants a cluster of the part's segment in a lane's reading, and books it.
+  void want(std::size_t part, std::uint32_t cluster, reader_type& reader, lane_type& lane) {
     const auto& segment = *input_.segments[part - n_steady_parts_];
-    const std::size_t width = input_.key_dim + input_.value_dim;
+    const block which = segment.cluster_block(input_.head, cluster);
+    reader.look_up(lane, segment.rows(), which, part);
     step_stats& stats = part_stats_[part];
-    const auto n_tokens = [&](std::size_t i) { return blocks[i].n_elements / width; };
-    const read_counts counts = reader.read(
-        segment.rows(), blocks, lane,
-        [&](std::span<const located_block<T>> located) {
-          const auto run_at = [&](std::size_t i) {
-            const std::size_t n = n_tokens(located[i].i);
-            return token_run<T>{located[i].rows, located[i].rows + n * input_.key_dim, n};
-          };
-          attend_runs(queries(), located.size(), run_at, input_.softcap, partial(part));
-        },
-        std::forward<Meanwhile>(meanwhile));
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      stats.tokens_read += n_tokens(i);
-      stats.bytes_read += n_tokens(i) * row_bytes();
+    stats.tokens_read += which.n_tokens;
+    stats.bytes_read += which.n_tokens * row_bytes();
+    ++stats.clusters_read;
+  }
+
+  void attend(std::span<const token_run<T>> runs, std::size_t part) {
+    const auto run_at = [&](std::size_t i) { return runs[i]; };
+    attend_runs(queries(), runs.size(), run_at, input_.softcap, partial(part));
+  }
+
+  // The blocks of one arrival are neighbours: all of one part.
+  void attend_arrivals(reader_type& reader, lane_type& lane) {
+    for (auto arrived = reader.next(lane); !arrived.empty(); arrived = reader.next(lane)) {
+      const auto run_at = [&](std::size_t i) { return arrived[i].tokens; };
+      attend_runs(queries(), arrived.size(), run_at, input_.softcap, partial(arrived[0].tag));
     }
-    stats.clusters_read += blocks.size();
-    stats.hits += counts.hits;
-    stats.misses += counts.misses;
-    stats.bytes_moved += counts.bytes_moved;
+  }
+
+  static step_stats counted(const read_counts& counts) noexcept {
+    step_stats stats;
+    stats.hits = counts.hits;
+    stats.misses = counts.misses;
+    stats.prefetched = counts.prefetched;
+    stats.bytes_moved = counts.bytes_moved;
+    stats.stall_ns = counts.stall_ns;
+    return stats;
   }
 
   // Enters a family of the part's segment into the level's frontier, all but its logits, and books the reading.
@@ -422,6 +493,9 @@ class group_search {
   zone_planner planner_;
   mutable std::vector<float> partials_;
   std::vector<float> merged_;
+  lane_type lane_;                      // what look_up began
+  std::vector<used_cluster> used_again_;
+  std::vector<std::size_t> first_run_;  // [segments + 1] of each segment, in the lane's runs
   std::vector<step_stats> part_stats_;
   step_stats stats_;
 };

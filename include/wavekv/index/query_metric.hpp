@@ -161,6 +161,27 @@ class query_metric {
   /// @brief Bytes held.
   [[nodiscard]] std::size_t bytes() const noexcept { return lower_.size() * sizeof(float); }
 
+  /// @brief Whether this is a state that add can have led to; to be asked of one that was read from elsewhere.
+  [[nodiscard]] bool is_sound() const noexcept {
+    return rows_per_period_ >= 1 && period_ >= 1 && (period_ & (period_ - 1)) == 0 &&
+           period_ <= (std::size_t{1} << 40U) && lower_.size() == key_dim_ * (key_dim_ + 1) / 2 &&
+           std::isfinite(weight_) && std::isfinite(squares_) && weight_ >= 0 && squares_ >= 0 &&
+           std::ranges::all_of(lower_, [](float x) { return std::isfinite(x); });
+  }
+
+  /// @brief Calls visit for everything that was learnt, in a fixed order: what a file keeps of it.
+  template <class Self, class Visit>
+  static void visit_state(Self& self, Visit&& visit) {
+    visit(self.rows_per_period_);
+    visit(self.rows_in_period_);
+    visit(self.period_);
+    visit(self.n_tokens_);
+    visit(self.n_rows_);
+    visit(self.weight_);
+    visit(self.squares_);
+    visit(self.lower_);
+  }
+
  private:
   void require_square(std::size_t size) const {
     if (size != key_dim_ * key_dim_) {

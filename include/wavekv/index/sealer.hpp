@@ -76,7 +76,7 @@ class sealer {
   /// Complexity: that of the clusterer, per run and head. Allocates: the segments; scratch while it grows.
   /// @param rows     keys and values of all runs; may reach beyond rows.size() to rows not committed yet
   /// @param metrics  [n_kv_heads] or empty
-  /// @param keep     called as keep(aligned_storage<T>) for each segment's rows; returns the block store's handle
+  /// @param keep     called as keep(rows, blocks) for each segment's rows; returns the tiers' handle
   template <executor Executor, class Keep>
   sealed_runs<Segment> seal(const token_rows<T>& rows, std::size_t n_heads, std::size_t key_dim,
                             std::size_t value_dim, std::span<const seal_run> runs,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 
@@ -14,6 +15,13 @@
 /// @brief What a search is about.
 
 namespace wavekv {
+
+/// @brief A cluster that a search read exactly.
+struct used_cluster {
+  const void* segment = nullptr;  ///< which one, to be compared only: it may be gone
+  std::uint32_t place = 0;        ///< of the segment, among the sequence's
+  std::uint32_t cluster = 0;
+};
 
 /// @brief What a search is about: one query token's query heads of one KV head, and what they may see.
 /// Views only.
@@ -31,6 +39,7 @@ struct search_input {
   float softcap = 0.0F;
   const head_covariances* covariances = nullptr;  ///< of this head, or null: none known
   const float* queries = nullptr;                 ///< [group_size, key_dim], times the logit scale
+  std::span<const used_cluster> used;  ///< by the step before, in order: they will be wanted again, most likely
 };
 
 }  // namespace wavekv

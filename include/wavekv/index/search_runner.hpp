@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -23,6 +24,9 @@ namespace wavekv {
 /// With many groups a worker takes a whole search, which keeps its data in that core's cache; with few,
 /// all workers share the parts of each, so that batch 1 uses every core. Both ways do the same
 /// arithmetic in the same order: results do not depend on the choice or on the number of workers.
+///
+/// Where blocks may be missing in the fast tier, a worker begins its next search while they travel, and ends the one
+/// before it then: transfers of one search overlap with the whole of the next.
 template <scalar T, class Buffer>
 class search_runner {
  public:
@@ -45,6 +49,9 @@ class search_runner {
     grow(workers_, n_workers);
     grow(stats_, requests.size());
     std::fill_n(stats_.begin(), requests.size(), step_stats{});
+    if constexpr (!reader_type::always_fast) {
+      grow(used_, requests.size());
+    }
     search_limits limits;
     for (const request& asked : requests) {
       search_type::widen(limits, asked.input);
@@ -52,20 +59,27 @@ class search_runner {
     for (worker_state& worker : workers_) {
       worker.template reserve<Bound>(limits);
     }
-    if (n_workers == 1 || requests.size() >= 4 * n_workers) {
-      grow(searches_, n_workers);
-      reserve_searches(n_workers, limits);
-      executor.parallel_for(requests.size(), [&](std::size_t i, std::size_t worker) {
-        this_thread alone{worker};
-        solve(requests, i, 1, worker, bound, reader, alone, workers_[worker].shared, finish);
-      });
-    } else {
-      grow(searches_, requests.size());
-      reserve_searches(requests.size(), limits);
+    const bool whole = n_workers == 1 || requests.size() >= 4 * n_workers;
+    const std::size_t n_searches = whole ? n_workers * searches_per_worker : requests.size();
+    grow(searches_, n_searches);
+    reserve_searches(n_searches, limits);
+    if (!whole) {
       reserve_room(shared_.active, requests.size());
       reserve_room(shared_.accepted, requests.size());
       reserve_room(shared_.tasks, requests.size() * limits.n_parts);
-      solve(requests, 0, requests.size(), 0, bound, reader, executor, shared_, finish);
+    }
+    try {
+      if (whole) {
+        solve_whole(requests, bound, reader, executor, finish);
+      } else {
+        shared_.begin(0, requests.size(), 0);
+        solve(requests, bound, reader, executor, shared_, finish);
+      }
+    } catch (...) {
+      for (search_type& search : searches_) {
+        search.abandon(reader);
+      }
+      throw;
     }
     step_stats sum;
     for (std::size_t i = 0; i < requests.size(); ++i) {
@@ -76,32 +90,53 @@ class search_runner {
 
   /// @brief What the last run did for one of its requests.
   [[nodiscard]] const step_stats& stats_of(std::size_t i) const noexcept { return stats_[i]; }
+  /// @brief The clusters that one of them read exactly, where blocks may be missing in the fast tier.
+  [[nodiscard]] const std::vector<used_cluster>& used_by(std::size_t i) const noexcept {
+    return used_[i];
+  }
 
  private:
+  // Where blocks may have to be waited for, a worker goes on with its next search meanwhile.
+  static constexpr std::size_t searches_per_worker = reader_type::always_fast ? 1 : 2;
+
   // What the searches of one solve() share; only the thread that calls solve() changes it.
   struct solve_state {
+    std::size_t first = 0;               // of the requests
+    std::size_t first_search = 0;        // that the first request has
     std::vector<std::size_t> active;     // searches not accepted yet
     std::vector<std::uint8_t> accepted;  // [active]
     std::vector<std::pair<std::uint32_t, std::uint32_t>>
         tasks;  // (search, part) of every active search
+
+    // Takes requests [first_request, first_request + n).
+    void begin(std::size_t first_request, std::size_t n, std::size_t search) {
+      first = first_request;
+      first_search = search;
+      active.resize(n);
+      for (std::size_t i = 0; i < n; ++i) {
+        active[i] = i;
+      }
+    }
   };
 
   struct worker_state {
     typename search_type::lane_type lane;
-    std::vector<block> blocks;
     std::vector<float> merged;
     error_sampler<T, Buffer> sampler;
-    solve_state shared;
+    // The searches that this worker does whole: one in hand, others whose blocks are on their way.
+    std::array<solve_state, searches_per_worker> own;
+    std::size_t in_hand = 0;
 
     template <class Bound>
     void reserve(const search_limits& limits) {
-      reserve_room(blocks, limits.n_segment_clusters);
-      reserve_room(lane.here, limits.n_segment_clusters);
-      reserve_room(lane.arrived, limits.n_segment_clusters);
+      lane.reserve(limits.n_segment_clusters);
       reserve_room(merged, limits.group_size * (limits.value_dim + 2));
-      reserve_room(shared.active, 1);
-      reserve_room(shared.accepted, 1);
-      reserve_room(shared.tasks, limits.n_parts);
+      for (solve_state& state : own) {
+        reserve_room(state.active, 1);
+        reserve_room(state.accepted, 1);
+        reserve_room(state.tasks, limits.n_parts);
+        state.active.clear();  // an exception may have left some
+      }
       if constexpr (verifying_bound<Bound>) {
         sampler.reserve(limits);
       }
@@ -132,50 +167,113 @@ class search_runner {
     }
   }
 
-  // Solves requests [first, first + n) with searches_ from first_search on.
+  // Every worker takes whole searches, and ends one whose blocks had to be waited for when it has begun the next.
   template <class Bound, class Executor, class Finish>
-  void solve(std::span<const request> requests, std::size_t first, std::size_t n,
-             std::size_t first_search, const Bound& bound, reader_type& reader, Executor& executor,
-             solve_state& shared, Finish& finish) {
-    shared.active.resize(n);
-    for (std::size_t i = 0; i < n; ++i) {
-      shared.active[i] = i;
-    }
-    Bound rule = bound;
-    for (int round = 0; !shared.active.empty(); ++round) {
-      const bool last = is_last(bound, round);
-      shared.accepted.assign(shared.active.size(), 0);
-      executor.parallel_for(shared.active.size(), [&](std::size_t i, std::size_t /*worker*/) {
-        search_type& search = searches_[first_search + shared.active[i]];
-        search.begin(requests[first + shared.active[i]].input);
-        if (!last) {
-          search.open_top();
-        }
-      });
-      list_tasks(shared, first_search);
-      if (last) {
-        read_everything(shared, first_search, reader, executor);
+  void solve_whole(std::span<const request> requests, const Bound& bound, reader_type& reader,
+                   Executor& executor, Finish& finish) {
+    executor.parallel_for(requests.size(), [&](std::size_t i, std::size_t worker) {
+      this_thread alone{worker};
+      worker_state& mine = workers_[worker];
+      solve_state& state = mine.own[mine.in_hand];
+      state.begin(i, 1, worker * searches_per_worker + mine.in_hand);
+      if constexpr (searches_per_worker == 1) {
+        solve(requests, bound, reader, alone, state, finish);
       } else {
-        search_levels(shared, first_search, rule, reader, executor);
+        start_round(requests, bound, 0, reader, alone, state);
+        mine.in_hand = 1 - mine.in_hand;
+        end_search(requests, bound, reader, alone, mine.own[mine.in_hand], finish);
       }
-      executor.parallel_for(shared.active.size(), [&](std::size_t i, std::size_t worker) {
-        const std::size_t at = first + shared.active[i];
-        shared.accepted[i] =
-            conclude(searches_[first_search + shared.active[i]], requests[at], stats_[at], rule,
-                     round, last, reader, workers_[worker],
-                     [&](const partial_softmax_view& merged) { finish(at, merged); });
-      });
-      std::size_t left = 0;
-      for (std::size_t i = 0; i < shared.active.size(); ++i) {
-        if (shared.accepted[i] == 0) {
-          shared.active[left++] = shared.active[i];
+    });
+    if constexpr (searches_per_worker != 1) {
+      executor.parallel_for(workers_.size(), [&](std::size_t other, std::size_t worker) {
+        this_thread alone{worker};
+        for (solve_state& state : workers_[other].own) {
+          end_search(requests, bound, reader, alone, state, finish);
         }
+      });
+    }
+  }
+
+  template <class Bound, class Executor, class Finish>
+  void solve(std::span<const request> requests, const Bound& bound, reader_type& reader,
+             Executor& executor, solve_state& state, Finish& finish) {
+    start_round(requests, bound, 0, reader, executor, state);
+    end_search(requests, bound, reader, executor, state, finish);
+  }
+
+  // From the end of the first round on, whose beginning has been made.
+  template <class Bound, class Executor, class Finish>
+  void end_search(std::span<const request> requests, const Bound& bound, reader_type& reader,
+                  Executor& executor, solve_state& state, Finish& finish) {
+    for (int round = 0; !state.active.empty();) {
+      end_round(requests, bound, round++, reader, executor, state, finish);
+      if (!state.active.empty()) {
+        start_round(requests, bound, round, reader, executor, state);
       }
-      shared.active.resize(left);
-      if constexpr (verifying_bound<Bound>) {
+    }
+  }
+
+  // The bound as it is after some rounds.
+  template <class Bound>
+  static Bound rule_of(const Bound& bound, [[maybe_unused]] int round) {
+    Bound rule = bound;
+    if constexpr (verifying_bound<Bound>) {
+      for (int i = 0; i < round; ++i) {
         rule = rule.tightened();
       }
     }
+    return rule;
+  }
+
+  // All that can be done with what is in the fast tier; what is not is on its way afterwards.
+  template <class Bound, class Executor>
+  void start_round(std::span<const request> requests, const Bound& bound, int round,
+                   reader_type& reader, Executor& executor, solve_state& state) {
+    const bool last = is_last(bound, round);
+    executor.parallel_for(state.active.size(), [&](std::size_t i, std::size_t /*worker*/) {
+      search_type& search = searches_[state.first_search + state.active[i]];
+      search.begin(requests[state.first + state.active[i]].input);
+      if (!last) {
+        if constexpr (!reader_type::always_fast) {
+          search.prefetch(reader);
+        }
+        search.open_top();
+      }
+    });
+    list_tasks(state);
+    if (last) {
+      read_everything(state, reader, executor);
+    } else {
+      search_levels(state, rule_of(bound, round), reader, executor);
+    }
+  }
+
+  // What has arrived, then the answers. Searches that were not accepted stay active.
+  template <class Bound, class Executor, class Finish>
+  void end_round(std::span<const request> requests, const Bound& bound, int round,
+                 reader_type& reader, Executor& executor, solve_state& state, Finish& finish) {
+    const bool last = is_last(bound, round);
+    const Bound rule = rule_of(bound, round);
+    state.accepted.assign(state.active.size(), 0);
+    executor.parallel_for(state.active.size(), [&](std::size_t i, std::size_t worker) {
+      const std::size_t at = state.first + state.active[i];
+      search_type& search = searches_[state.first_search + state.active[i]];
+      search.arrive(reader);
+      state.accepted[i] =
+          conclude(search, requests[at], stats_[at], rule, round, last, reader, workers_[worker],
+                   [&](const partial_softmax_view& merged) { finish(at, merged); });
+      search.close(reader);
+      if constexpr (!reader_type::always_fast) {
+        search.list_used(used_[at]);
+      }
+    });
+    std::size_t left = 0;
+    for (std::size_t i = 0; i < state.active.size(); ++i) {
+      if (state.accepted[i] == 0) {
+        state.active[left++] = state.active[i];
+      }
+    }
+    state.active.resize(left);
   }
 
   // Whether this round reads everything, and so ends the search for certain.
@@ -188,63 +286,64 @@ class search_runner {
     }
   }
 
-  void list_tasks(solve_state& shared, std::size_t first_search) {
-    shared.tasks.clear();
-    for (const std::size_t search : shared.active) {
-      const std::size_t n_parts = searches_[first_search + search].n_parts();
+  void list_tasks(solve_state& state) {
+    state.tasks.clear();
+    for (const std::size_t search : state.active) {
+      const std::size_t n_parts = searches_[state.first_search + search].n_parts();
       for (std::size_t part = 0; part < n_parts; ++part) {
-        shared.tasks.emplace_back(static_cast<std::uint32_t>(search),
+        state.tasks.emplace_back(static_cast<std::uint32_t>(search),
                                   static_cast<std::uint32_t>(part));
       }
     }
   }
 
   template <class Executor, class Stage>
-  void for_parts(const solve_state& shared, std::size_t first_search, Executor& executor,
-                 Stage&& stage) {
-    executor.parallel_for(shared.tasks.size(), [&](std::size_t i, std::size_t worker) {
-      const auto [search, part] = shared.tasks[i];
-      stage(searches_[first_search + search], std::size_t{part}, workers_[worker]);
+  void for_parts(const solve_state& state, Executor& executor, Stage&& stage) {
+    executor.parallel_for(state.tasks.size(), [&](std::size_t i, std::size_t worker) {
+      const auto [search, part] = state.tasks[i];
+      stage(searches_[state.first_search + search], std::size_t{part}, workers_[worker]);
     });
   }
 
   template <class Executor>
-  void read_everything(const solve_state& shared, std::size_t first_search, reader_type& reader,
-                       Executor& executor) {
-    for_parts(shared, first_search, executor,
-              [&](search_type& search, std::size_t part, worker_state& worker) {
-                search.scan_all(part, reader, worker.lane, worker.blocks);
-              });
+  void read_everything(const solve_state& state, reader_type& reader, Executor& executor) {
+    for_parts(state, executor, [&](search_type& search, std::size_t part, worker_state& worker) {
+      search.scan_all(part, reader, worker.lane);
+    });
   }
 
   template <class Bound, class Executor>
-  void search_levels(const solve_state& shared, std::size_t first_search, const Bound& rule,
-                     reader_type& reader, Executor& executor) {
+  void search_levels(const solve_state& state, const Bound& rule, reader_type& reader,
+                     Executor& executor) {
     constexpr bool accumulate = !detail::drops<Bound>();
     std::size_t n_levels = 0;
-    for (const std::size_t search : shared.active) {
-      n_levels = std::max(n_levels, searches_[first_search + search].n_levels());
+    for (const std::size_t search : state.active) {
+      n_levels = std::max(n_levels, searches_[state.first_search + search].n_levels());
     }
-    for_parts(shared, first_search, executor,
+    for_parts(state, executor,
               [](search_type& search, std::size_t part, worker_state& /*worker*/) {
                 search.template scan<accumulate>(part);
               });
     for (std::size_t level = n_levels; level-- > 0;) {
-      executor.parallel_for(shared.active.size(), [&](std::size_t i, std::size_t /*worker*/) {
-        search_type& search = searches_[first_search + shared.active[i]];
-        if (level < search.n_levels()) {  // a sequence without segments has no levels
-          search.plan(level, rule);
+      executor.parallel_for(state.active.size(), [&](std::size_t i, std::size_t /*worker*/) {
+        search_type& search = searches_[state.first_search + state.active[i]];
+        if (level >= search.n_levels()) {  // a sequence without segments has no levels
+          return;
+        }
+        search.plan(level, rule);
+        if (level == 0) {
+          search.look_up(reader);
         }
       });
-      for_parts(shared, first_search, executor,
-                [&](search_type& search, std::size_t part, worker_state& worker) {
+      for_parts(state, executor,
+                [&](search_type& search, std::size_t part, worker_state& /*worker*/) {
                   if (level >= search.n_levels()) {
                     return;
                   }
                   if (level > 0) {
                     search.template descend<accumulate>(part, level);
                   } else {
-                    search.template read<accumulate>(part, reader, worker.lane, worker.blocks);
+                    search.template read<accumulate>(part);
                   }
                 });
     }
@@ -290,6 +389,7 @@ class search_runner {
   std::vector<worker_state> workers_;
   std::vector<search_type> searches_;
   std::vector<step_stats> stats_;
+  std::vector<std::vector<used_cluster>> used_;
   solve_state shared_;
 };
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -70,26 +71,60 @@ class segment {
     std::vector<head_part> heads;
   };
 
-  /// @brief Seals the parts: summaries of all heads move into one arena, so that a step walks few pages.
+  /// @brief A segment's index without its rows, as it lies in memory and in a file: the summaries of all heads in one
+  /// arena, so that a step walks few pages; the top levels of all heads first, which every step reads.
+  struct image {
+    std::size_t first_token = 0;  ///< position in the sequence of the segment's first token
+    std::size_t n_tokens = 0;
+    std::size_t n_levels = 1;
+    std::vector<std::array<std::uint32_t, max_tree_levels>> n_nodes;  ///< [n_heads]
+    std::vector<float> value_spread;                                  ///< [n_heads]
+    aligned_storage<T> summaries;          ///< per level from the top, per head: its families
+    aligned_storage<float> numbers;        ///< likewise: sizes, then dispersions
+    aligned_storage<std::uint32_t> links;  ///< likewise: first children
+    std::vector<std::uint16_t> order;      ///< [n_heads, n_tokens]
+
+    [[nodiscard]] std::size_t n_heads() const noexcept { return n_nodes.size(); }
+    /// @brief Nodes of all heads and levels.
+    [[nodiscard]] std::size_t n_all_nodes() const noexcept {
+      std::size_t sum = 0;
+      for (const auto& head : n_nodes) {
+        sum = std::accumulate(head.begin(), head.end(), sum);
+      }
+      return sum;
+    }
+
+    /// @brief Makes the arenas, uninitialised, once all numbers before them are there.
+    /// @param width  key_dim + value_dim
+    /// @throw std::bad_alloc
+    void make_arenas(std::size_t width) {
+      const std::size_t n = n_all_nodes();
+      summaries = aligned_storage<T>(n * width);
+      numbers = aligned_storage<float>(2 * n);
+      links = aligned_storage<std::uint32_t>(n + n_levels * n_heads());
+      order.resize(n_heads() * n_tokens);
+    }
+  };
+
+  /// @brief Seals the parts.
   /// @param first_token  position in the sequence of the segment's first token
+  /// @param keep  keep(rows, blocks) -> Handle: takes the rows, cut into blocks
   template <class Keep>
   segment(std::size_t first_token, std::size_t key_dim, std::size_t value_dim, parts made,
           Keep&& keep)
-      : first_token_(first_token),
-        n_tokens_(made.n_tokens),
-        n_levels_(made.n_levels),
-        width_(key_dim + value_dim) {
-    pack_summaries(made);
-    for (auto& part : made.heads) {
-      head_index<T> head;
-      order_.push_back(std::move(part.order));
-      head.order = order_.back().data();
-      head.value_spread = part.value_spread;
-      heads_.push_back(head);
-    }
-    link_levels(made);
-    kv_bytes_ = made.token_rows.bytes();
-    rows_ = keep(std::move(made.token_rows));
+      : width_(key_dim + value_dim), image_(packed(first_token, width_, made)) {
+    link_levels();
+    rows_ = keep(std::move(made.token_rows), std::span<const block>(list_blocks()));
+  }
+
+  /// @brief A segment that was sealed before.
+  /// @param from  whole and sound: see <wavekv/file/segment_part.hpp>
+  /// @param keep  keep(blocks) -> Handle: gives the rows
+  template <class Keep>
+  segment(std::size_t key_dim, std::size_t value_dim, image from, Keep&& keep)
+      : width_(key_dim + value_dim), image_(std::move(from)) {
+    link_levels();
+    rows_ = keep(std::span<const block>(list_blocks()));
   }
 
   segment(const segment&) = delete;
@@ -98,13 +133,22 @@ class segment {
   segment& operator=(segment&&) = delete;
   ~segment() = default;
 
-  [[nodiscard]] std::size_t first_token() const noexcept { return first_token_; }
-  [[nodiscard]] std::size_t n_tokens() const noexcept { return n_tokens_; }
-  [[nodiscard]] std::size_t n_levels() const noexcept { return n_levels_; }
+  [[nodiscard]] std::size_t first_token() const noexcept { return image_.first_token; }
+  [[nodiscard]] std::size_t n_tokens() const noexcept { return image_.n_tokens; }
+  [[nodiscard]] std::size_t n_levels() const noexcept { return image_.n_levels; }
+  /// @brief The index as it is saved.
+  [[nodiscard]] const image& index_image() const noexcept { return image_; }
   [[nodiscard]] const head_index<T>& head(std::size_t h) const noexcept { return heads_[h]; }
   [[nodiscard]] const Handle& rows() const noexcept { return rows_; }
-  [[nodiscard]] std::size_t kv_bytes() const noexcept { return kv_bytes_; }
-  [[nodiscard]] std::size_t index_bytes() const noexcept { return index_bytes_; }
+  /// @brief Bytes of K and V.
+  [[nodiscard]] std::size_t kv_bytes() const noexcept {
+    return heads_.size() * n_tokens() * width_ * sizeof(T);
+  }
+  /// @brief Bytes of everything else.
+  [[nodiscard]] std::size_t index_bytes() const noexcept {
+    return image_.summaries.bytes() + image_.numbers.bytes() + image_.links.bytes() +
+           image_.order.size() * sizeof(std::uint16_t);
+  }
 
   /// @brief Tokens of a cluster of one head, in tree positions [first, last).
   [[nodiscard]] std::pair<std::uint32_t, std::uint32_t> cluster_tokens(
@@ -116,7 +160,22 @@ class segment {
   /// @brief The block that holds a cluster's tokens.
   [[nodiscard]] block cluster_block(std::size_t h, std::uint32_t cluster) const noexcept {
     const auto [first, last] = cluster_tokens(h, cluster);
-    return {(h * n_tokens_ + first) * width_, (last - first) * width_};
+    return {first_block_[h] + cluster, (h * n_tokens() + first) * width_, last - first};
+  }
+
+  /// @brief Blocks of all heads.
+  [[nodiscard]] std::size_t n_blocks() const noexcept { return first_block_.back(); }
+
+  /// @brief All blocks, in the order of their rows.  @throw std::bad_alloc
+  [[nodiscard]] std::vector<block> list_blocks() const {
+    std::vector<block> blocks;
+    blocks.reserve(n_blocks());
+    for (std::size_t h = 0; h < heads_.size(); ++h) {
+      for (std::uint32_t cluster = 0; cluster < heads_[h].levels[0].n_nodes; ++cluster) {
+        blocks.push_back(cluster_block(h, cluster));
+      }
+    }
+    return blocks;
   }
 
   /// @brief The clusters under a node of any level, as [first, last).
@@ -132,63 +191,65 @@ class segment {
   }
 
  private:
-  void pack_summaries(const parts& made) {
-    std::size_t n_elements = 0;
-    std::size_t n_floats = 0;
-    std::size_t n_links = 0;
-    for (const auto& part : made.heads) {
-      for (std::size_t level = 0; level < n_levels_; ++level) {
-        n_elements += part.rows[level].size();
-        n_floats += 2 * part.size[level].size();
-        n_links += part.first_child[level].size();
-      }
-    }
-    summaries_ = aligned_storage<T>(n_elements);
-    numbers_ = aligned_storage<float>(n_floats);
-    links_ = aligned_storage<std::uint32_t>(n_links);
-    index_bytes_ = summaries_.bytes() + numbers_.bytes() + links_.bytes() +
-                   made.heads.size() * n_tokens_ * sizeof(std::uint16_t);
-    order_.reserve(made.heads.size());
-    heads_.reserve(made.heads.size());
-  }
-
   template <class Element, class Source>
-  static const Element* place(Element*& to, const Source& from) noexcept {
-    const Element* start = to;
-    std::copy_n(from.data(), from.size(), to);
-    to += from.size();
-    return start;
+  static Element* copy(const Source& from, Element* to) noexcept {
+    return std::copy_n(from.data(), from.size(), to);
   }
 
-  void link_levels(const parts& made) {
-    T* row = summaries_.data();
-    float* number = numbers_.data();
-    std::uint32_t* link = links_.data();
-    for (std::size_t level = n_levels_;
-         level-- > 0;) {  // top levels of all heads first: every step reads them
-      for (std::size_t h = 0; h < made.heads.size(); ++h) {
-        const auto& part = made.heads[h];
-        tree_level<T>& target = heads_[h].levels[level];
-        target.n_nodes = part.n_nodes[level];
-        target.rows = place(row, part.rows[level]);
-        target.size = place(number, part.size[level]);
-        target.dispersion = place(number, part.dispersion[level]);
-        target.first_child = place(link, part.first_child[level]);
+  static image packed(std::size_t first_token, std::size_t width, const parts& made) {
+    image to;
+    to.first_token = first_token;
+    to.n_tokens = made.n_tokens;
+    to.n_levels = made.n_levels;
+    for (const auto& part : made.heads) {
+      to.n_nodes.push_back(part.n_nodes);
+      to.value_spread.push_back(part.value_spread);
+    }
+    to.make_arenas(width);
+    T* row = to.summaries.data();
+    float* number = to.numbers.data();
+    std::uint32_t* link = to.links.data();
+    std::uint16_t* token = to.order.data();
+    for (std::size_t level = made.n_levels; level-- > 0;) {
+      for (const auto& part : made.heads) {
+        row = copy(part.rows[level], row);
+        number = copy(part.dispersion[level], copy(part.size[level], number));
+        link = copy(part.first_child[level], link);
       }
+    }
+    for (const auto& part : made.heads) {
+      token = copy(part.order, token);
+    }
+    return to;
+  }
+
+  // Points the levels of all heads at the image.
+  void link_levels() {
+    const T* row = image_.summaries.data();
+    const float* number = image_.numbers.data();
+    const std::uint32_t* link = image_.links.data();
+    heads_.resize(image_.n_heads());
+    for (std::size_t level = image_.n_levels; level-- > 0;) {
+      for (std::size_t h = 0; h < heads_.size(); ++h) {
+        const std::uint32_t n = image_.n_nodes[h][level];
+        heads_[h].levels[level] = {n, row, number, number + n, link};
+        row += n * width_;
+        number += 2 * std::size_t{n};
+        link += n + 1;
+      }
+    }
+    first_block_.assign(1, 0);
+    for (std::size_t h = 0; h < heads_.size(); ++h) {
+      heads_[h].order = image_.order.data() + h * image_.n_tokens;
+      heads_[h].value_spread = image_.value_spread[h];
+      first_block_.push_back(first_block_.back() + heads_[h].levels[0].n_nodes);
     }
   }
 
-  std::size_t first_token_;
-  std::size_t n_tokens_;
-  std::size_t n_levels_;
   std::size_t width_;
-  std::size_t kv_bytes_ = 0;
-  std::size_t index_bytes_ = 0;
-  aligned_storage<T> summaries_;
-  aligned_storage<float> numbers_;
-  aligned_storage<std::uint32_t> links_;
-  std::vector<std::vector<std::uint16_t>> order_;
+  image image_;
   std::vector<head_index<T>> heads_;
+  std::vector<std::size_t> first_block_;  // [n_heads + 1] of each head
   Handle rows_;
 };
 
