@@ -6,6 +6,7 @@
 
 #include <wavekv/attention/partial_softmax.hpp>
 #include <wavekv/buffer/concepts.hpp>
+#include <wavekv/buffer/memory_store.hpp>
 #include <wavekv/buffer/tiered.hpp>
 #include <wavekv/buffer/wave_buffer.hpp>
 #include <wavekv/cache/kv_cache.hpp>

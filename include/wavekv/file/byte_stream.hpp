@@ -39,6 +39,9 @@ class byte_writer {
   template <class Element>
     requires std::is_trivially_copyable_v<Element>
   void put_array(std::span<const Element> elements) {
+    if (elements.empty()) {
+      return;
+    }
     bytes_.resize((bytes_.size() + array_alignment - 1) / array_alignment * array_alignment);
     append(elements.data(), elements.size_bytes());
   }
