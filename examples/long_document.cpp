@@ -51,9 +51,8 @@ void read_document(const options& chosen, model& model, tiered_cache& cache,
 int ask(const options& chosen, model& model, tokenizer& tokenizer, tiered_cache& cache,
         needle_maker& maker, const haystack& document) {
   double begin = seconds_now();
-  const saved_prompt saved =
-      load_prompt<tiered_cache>(chosen.file, model, cache, tiered_cache::bound_type{},
-                                model_name(chosen));
+  const saved_prompt saved = load_prompt<tiered_cache>(
+      chosen.file, model, cache, tiered_cache::bound_type{}, model_name(chosen));
   std::printf("loaded %zu tokens in %.3f s\n", saved.read.n_tokens, seconds_now() - begin);
   std::size_t n_right = 0;
   for (std::size_t i = 0; i < chosen.n_questions; ++i) {

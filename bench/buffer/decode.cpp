@@ -48,7 +48,8 @@ double now() {
 /// What the model computed, made once and then kept in the work folder.
 std::vector<attention_data> captured_layers(const options& chosen, std::size_t n) {
   const std::string prefix =
-      (chosen.work / ("captured_" + std::to_string(n) + "_" + std::to_string(chosen.seed))).string();
+      (chosen.work / ("captured_" + std::to_string(n) + "_" + std::to_string(chosen.seed)))
+          .string();
   if (!std::filesystem::exists(prefix + ".json")) {
     std::fprintf(stderr, "the model reads %zu tokens\n", n);
     write_captured(prefix, capture_model(chosen.model, chosen.haystack, n, chosen.seed));
@@ -57,8 +58,8 @@ std::vector<attention_data> captured_layers(const options& chosen, std::size_t n
 }
 
 /// Notes which blocks every step reads.
-block_trace record(const options& chosen, const attention_data& data,
-                   const wavekv::geometry& sizes, const std::filesystem::path& saved) {
+block_trace record(const options& chosen, const attention_data& data, const wavekv::geometry& sizes,
+                   const std::filesystem::path& saved) {
   block_trace trace;
   recording to;
   using buffer = wavekv::wave_buffer<recording_placement>;
@@ -119,32 +120,37 @@ json measure(const options& chosen, const attention_data& data, decoder& tested,
     }
   }
   const auto n = static_cast<double>(chosen.n_steps);
-  return {{"hit_ratio", static_cast<double>(sum.hits) /
-                            static_cast<double>(std::max<std::uint64_t>(1, sum.hits + sum.misses))},
-          {"step_ms", 1e3 * quantile(times, 0.5)},
-          {"step_p95_ms", 1e3 * quantile(times, 0.95)},
-          {"resident_ms", 1e3 * quantile(resident_times, 0.5)},
-          {"resident_p95_ms", 1e3 * quantile(resident_times, 0.95)},
-          {"stall_ms", static_cast<double>(sum.stall_ns) * 1e-6 / n},
-          {"misses", static_cast<double>(sum.misses) / n},
-          {"prefetched", static_cast<double>(sum.prefetched) / n},
-          {"clusters", static_cast<double>(sum.clusters_read) / n},
-          {"tokens_read", static_cast<double>(sum.tokens_read) / static_cast<double>(sum.tokens_held)},
-          {"bytes_moved", static_cast<double>(sum.bytes_moved) / n / kv_bytes},
-          {"bytes_moved_p95", quantile(moved, 0.95)},
-          {"difference", worst}};
+  return {
+      {"hit_ratio", static_cast<double>(sum.hits) /
+                        static_cast<double>(std::max<std::uint64_t>(1, sum.hits + sum.misses))},
+      {"step_ms", 1e3 * quantile(times, 0.5)},
+      {"step_p95_ms", 1e3 * quantile(times, 0.95)},
+      {"resident_ms", 1e3 * quantile(resident_times, 0.5)},
+      {"resident_p95_ms", 1e3 * quantile(resident_times, 0.95)},
+      {"stall_ms", static_cast<double>(sum.stall_ns) * 1e-6 / n},
+      {"misses", static_cast<double>(sum.misses) / n},
+      {"prefetched", static_cast<double>(sum.prefetched) / n},
+      {"clusters", static_cast<double>(sum.clusters_read) / n},
+      {"tokens_read", static_cast<double>(sum.tokens_read) / static_cast<double>(sum.tokens_held)},
+      {"bytes_moved", static_cast<double>(sum.bytes_moved) / n / kv_bytes},
+      {"bytes_moved_p95", quantile(moved, 0.95)},
+      {"difference", worst}};
 }
 
 json run(const options& chosen) {
   constexpr std::size_t lag = 512;
-  const std::size_t n_data = chosen.n_tokens + chosen.n_warm_up + chosen.n_steps;
+  // The same length for the short form, so that what the model computed serves both.
+  const std::size_t n_data =
+      chosen.n_tokens + std::max<std::size_t>(512, chosen.n_warm_up + chosen.n_steps);
   const auto captured = captured_layers(chosen, n_data + lag);
   const attention_data data = make_llama_layer(captured, lag);
   const wavekv::geometry sizes = llama_geometry(captured_scale(captured));
   const memory_sweep sweep;
   const auto saved = chosen.work / "prompt.wavekv";
-  json result = {{"tokens", chosen.n_tokens}, {"steps", chosen.n_steps},
-                 {"warm_up", chosen.n_warm_up}, {"threads", chosen.n_threads}};
+  json result = {{"tokens", chosen.n_tokens},
+                 {"steps", chosen.n_steps},
+                 {"warm_up", chosen.n_warm_up},
+                 {"threads", chosen.n_threads}};
 
   std::fprintf(stderr, "building and saving the index of %zu tokens\n", chosen.n_tokens);
   const auto resident = make_decoder("resident", sizes, {.n_threads = chosen.n_threads});
@@ -167,11 +173,10 @@ json run(const options& chosen) {
       // Every policy at every budget; engines are compared at one.
       const bool engine_alone = name.ends_with("/inline_read") || name == "lru/threads";
       if (chosen.caches.empty() && engine_alone && budget != 0.1) continue;
-      const auto tested =
-          make_decoder(name, sizes,
-                       {.fast_bytes = static_cast<std::size_t>(budget * kv_bytes),
-                        .store = chosen.work,
-                        .n_threads = chosen.n_threads});
+      const auto tested = make_decoder(name, sizes,
+                                       {.fast_bytes = static_cast<std::size_t>(budget * kv_bytes),
+                                        .store = chosen.work,
+                                        .n_threads = chosen.n_threads});
       if (tested == nullptr) throw std::runtime_error("no cache is called " + name);
       begin = now();
       tested->load(saved);
@@ -181,11 +186,12 @@ json run(const options& chosen) {
       row["budget"] = budget;
       row["load_s"] = load_s;
       row["evictions"] = tested->cache_stats().tiers.evictions;
-      std::fprintf(stderr, "%s, %g %%: hits %.3f, %.2f ms beside %.2f, stall %.2f ms, moved %.3f %%, load %.0f ms\n",
-                   name.c_str(), 100 * budget, row["hit_ratio"].get<double>(),
-                   row["step_ms"].get<double>(), row["resident_ms"].get<double>(),
-                   row["stall_ms"].get<double>(), 100 * row["bytes_moved"].get<double>(),
-                   1e3 * load_s);
+      std::fprintf(
+          stderr,
+          "%s, %g %%: hits %.3f, %.2f ms beside %.2f, stall %.2f ms, moved %.3f %%, load %.0f ms\n",
+          name.c_str(), 100 * budget, row["hit_ratio"].get<double>(), row["step_ms"].get<double>(),
+          row["resident_ms"].get<double>(), row["stall_ms"].get<double>(),
+          100 * row["bytes_moved"].get<double>(), 1e3 * load_s);
       result["caches"].push_back(std::move(row));
     }
   }
@@ -197,7 +203,8 @@ json run(const options& chosen) {
 
 int main(int argc, char** argv) {
   options chosen;
-  CLI::App app{"Decode steps through two tiers beside a cache in memory, on keys of the example's model in the "
+  CLI::App app{"Decode steps through two tiers beside a cache in memory, on keys of the example's "
+               "model in the "
                "Llama-3.1-8B layer shape."};
   app.add_option("--tokens", chosen.n_tokens, "Length of the prompt")->capture_default_str();
   app.add_option("--steps", chosen.n_steps, "Steps that count")->capture_default_str();
@@ -209,7 +216,8 @@ int main(int argc, char** argv) {
   app.add_option("--model", chosen.model, "Model directory")->capture_default_str();
   app.add_option("--haystack", chosen.haystack, "Text it reads, a file or a directory")
       ->capture_default_str();
-  app.add_option("--work", chosen.work, "Folder for the slow tier, the trace, and what the model computed")
+  app.add_option("--work", chosen.work,
+                 "Folder for the slow tier, the trace, and what the model computed")
       ->capture_default_str();
   app.add_option("--seed", chosen.seed, "Of the needles")->capture_default_str();
   app.add_option("--json", chosen.json_file, "Write the numbers to this file");

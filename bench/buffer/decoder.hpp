@@ -97,8 +97,8 @@ class cache_decoder final : public decoder {
   [[nodiscard]] wavekv::cache_statistics cache_stats() const override { return cache_.stats(); }
 
  private:
-  static constexpr bool tiered = !std::is_same_v<typename Buffer::placement_type,
-                                                 wavekv::placement::resident>;
+  static constexpr bool tiered =
+      !std::is_same_v<typename Buffer::placement_type, wavekv::placement::resident>;
 
   static typename cache_type::options_type cache_options(const decoder_options& options) {
     typename cache_type::options_type made;

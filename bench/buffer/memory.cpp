@@ -11,10 +11,9 @@
 #include <random>
 #include <vector>
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include <wavekv/wavekv.hpp>
 
@@ -110,12 +109,15 @@ json grow(const options& chosen) {
     }
   }
   cache.flush();
-  std::fprintf(stderr, "%zu tokens, %.0f MB of K and V: most memory %.1f MB of %.1f allowed; largest share %.3f\n",
-               chosen.n_tokens, static_cast<double>(kv_bytes) * 1e-6, most * 1e-6,
-               allowed_then * 1e-6, worst);
-  return {{"tokens", chosen.n_tokens}, {"kv_heads", chosen.n_kv_heads}, {"kv_bytes", kv_bytes},
-          {"budget_bytes", fast_bytes + write_back_bytes}, {"most_bytes", most},
-          {"allowed_bytes", allowed_then}, {"worst_share", worst}};
+  std::fprintf(
+      stderr,
+      "%zu tokens, %.0f MB of K and V: most memory %.1f MB of %.1f allowed; largest share %.3f\n",
+      chosen.n_tokens, static_cast<double>(kv_bytes) * 1e-6, most * 1e-6, allowed_then * 1e-6,
+      worst);
+  return {{"tokens", chosen.n_tokens}, {"kv_heads", chosen.n_kv_heads},
+          {"kv_bytes", kv_bytes},      {"budget_bytes", fast_bytes + write_back_bytes},
+          {"most_bytes", most},        {"allowed_bytes", allowed_then},
+          {"worst_share", worst}};
 }
 
 /// Many short lives: create, fork, append, truncate, release, in random order, over a cache whose budget is tiny.
@@ -139,34 +141,39 @@ json live(const options& chosen) {
   double end = 0;
   for (std::size_t step = 0; step < chosen.n_lives; ++step) {
     if (alive.empty() || (alive.size() < 12 && random() % 4 == 0)) {
-      alive.push_back(alive.empty() || random() % 2 == 0 ? cache.create()
-                                                         : cache.fork(alive[random() % alive.size()]));
+      alive.push_back(alive.empty() || random() % 2 == 0
+                          ? cache.create()
+                          : cache.fork(alive[random() % alive.size()]));
     }
     const std::size_t at = random() % alive.size();
     const wavekv::sequence_id sequence = alive[at];
     switch (random() % 4) {
-      case 0:
-      case 1: {
-        const std::size_t n = cache.length(sequence) > 3000 ? 1 : 1 + random() % 500;
-        const std::size_t first = random() % 100;
-        const auto view = wavekv::nhd(rows.data() + first * 64, n, 2, 32);
-        cache.append(sequence, 0, view, view);
-        const auto query = wavekv::nhd(rows.data(), 1, 8, 32);
-        cache.attend(sequence, 0, query, wavekv::nhd(out.data(), 1, 8, 32));
-        break;
-      }
-      case 2: cache.truncate(sequence, random() % (cache.length(sequence) + 1)); break;
-      default:
-        cache.release(sequence);
-        alive[at] = alive.back();
-        alive.pop_back();
+    case 0:
+    case 1: {
+      const std::size_t n = cache.length(sequence) > 3000 ? 1 : 1 + random() % 500;
+      const std::size_t first = random() % 100;
+      const auto view = wavekv::nhd(rows.data() + first * 64, n, 2, 32);
+      cache.append(sequence, 0, view, view);
+      const auto query = wavekv::nhd(rows.data(), 1, 8, 32);
+      cache.attend(sequence, 0, query, wavekv::nhd(out.data(), 1, 8, 32));
+      break;
+    }
+    case 2:
+      cache.truncate(sequence, random() % (cache.length(sequence) + 1));
+      break;
+    default:
+      cache.release(sequence);
+      alive[at] = alive.back();
+      alive.pop_back();
     }
     if (step == chosen.n_lives / 5) {
       early = resident_bytes();
     }
     end = resident_bytes();
   }
-  std::fprintf(stderr, "%zu steps of create, fork, append, truncate, release: %.1f MB after a fifth, %.1f MB after all\n",
+  std::fprintf(stderr,
+               "%zu steps of create, fork, append, truncate, release: %.1f MB after a fifth, %.1f "
+               "MB after all\n",
                chosen.n_lives, early * 1e-6, end * 1e-6);
   return {{"steps", chosen.n_lives}, {"early_bytes", early}, {"end_bytes", end}};
 }
@@ -177,7 +184,8 @@ int main(int argc, char** argv) {
   options chosen;
   CLI::App app{"Memory of a cache with two tiers, measured as the process's."};
   app.add_option("--tokens", chosen.n_tokens, "Tokens appended")->capture_default_str();
-  app.add_option("--kv-heads", chosen.n_kv_heads, "KV heads of 128 elements")->capture_default_str();
+  app.add_option("--kv-heads", chosen.n_kv_heads, "KV heads of 128 elements")
+      ->capture_default_str();
   app.add_option("--budget", chosen.budget, "Share of K and V that fits into memory")
       ->capture_default_str();
   app.add_option("--lives", chosen.n_lives, "Steps of create, fork, append, truncate, release")

@@ -47,8 +47,8 @@ struct recording_placement {
         begin_reading_if_new(rows, which);
         const auto [found, is_new] = numbers_.try_emplace(
             std::pair(static_cast<const void*>(&rows), which.index), numbers_.size());
-        to_->trace->readings.back().push_back(
-            {static_cast<std::uint32_t>(found->second), static_cast<std::uint32_t>(which.n_tokens)});
+        to_->trace->readings.back().push_back({static_cast<std::uint32_t>(found->second),
+                                               static_cast<std::uint32_t>(which.n_tokens)});
       }
       return base::look_up(rows, which);
     }

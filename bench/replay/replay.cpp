@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // wavekv_replay: sends a trace of decode steps through every eviction policy, and through Belady's optimum.
+#include "replay/replay.hpp"
+
 #include <cstddef>
 #include <cstdio>
 #include <exception>
@@ -12,8 +14,6 @@
 #include <nlohmann/json.hpp>
 
 #include <wavekv/buffer/eviction.hpp>
-
-#include "replay/replay.hpp"
 
 int main(int argc, char** argv) {
   using namespace wavekv_bench;
@@ -38,9 +38,10 @@ int main(int argc, char** argv) {
       const double clock = replay<wavekv::eviction::clock>(trace, bytes).hit_ratio();
       const double sieve = replay<wavekv::eviction::sieve>(trace, bytes).hit_ratio();
       const double best = replay_belady(trace, bytes).hit_ratio();
-      std::printf("| %g %% | %.3f | %.3f | %.3f | %.3f |\n", 100.0 * share, lru, clock, sieve, best);
-      rows.push_back({{"budget", share}, {"lru", lru}, {"clock", clock}, {"sieve", sieve},
-                      {"belady", best}});
+      std::printf("| %g %% | %.3f | %.3f | %.3f | %.3f |\n", 100.0 * share, lru, clock, sieve,
+                  best);
+      rows.push_back(
+          {{"budget", share}, {"lru", lru}, {"clock", clock}, {"sieve", sieve}, {"belady", best}});
     }
     if (!json_file.empty()) std::ofstream(json_file) << rows.dump(1) << '\n';
   } catch (const std::exception& error) {

@@ -22,10 +22,10 @@ namespace wavekv_bench {
 
 /// @brief What a replay found, of the readings that count.
 struct replay_result {
-  std::uint64_t blocks = 0;         ///< read
-  std::uint64_t hits = 0;           ///< of these, found
-  std::uint64_t tokens = 0;         ///< read
-  std::uint64_t tokens_found = 0;   ///< of these, in blocks (Belady: slots) that were found
+  std::uint64_t blocks = 0;        ///< read
+  std::uint64_t hits = 0;          ///< of these, found
+  std::uint64_t tokens = 0;        ///< read
+  std::uint64_t tokens_found = 0;  ///< of these, in blocks (Belady: slots) that were found
 
   [[nodiscard]] double hit_ratio() const noexcept {
     return blocks == 0 ? 1.0 : static_cast<double>(hits) / static_cast<double>(blocks);

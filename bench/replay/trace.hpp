@@ -22,8 +22,8 @@ struct block_use {
 
 /// @brief Readings in their order; each a search of one KV head at one step.
 struct block_trace {
-  std::size_t n_warm_up = 0;   ///< readings before those that count
-  std::size_t n_tokens = 0;    ///< of all blocks that exist, used or not
+  std::size_t n_warm_up = 0;  ///< readings before those that count
+  std::size_t n_tokens = 0;   ///< of all blocks that exist, used or not
   std::size_t key_dim = 0;
   std::size_t value_dim = 0;
   std::vector<std::vector<block_use>> readings;
@@ -48,8 +48,9 @@ inline block_trace read_trace(const std::string& path) {
   block_trace trace;
   std::string line;
   std::string word;
-  if (!std::getline(file, line) || !(std::istringstream(line) >> word >> trace.n_warm_up >>
-                                     trace.n_tokens >> trace.key_dim >> trace.value_dim) ||
+  if (!std::getline(file, line) ||
+      !(std::istringstream(line) >> word >> trace.n_warm_up >> trace.n_tokens >> trace.key_dim >>
+        trace.value_dim) ||
       word != "trace") {
     throw std::runtime_error(path + ": no trace");
   }

@@ -66,7 +66,8 @@ void parse_command_line(CLI::App& app, options& options) {
   prompt->require_option(1);
   add_common_options(app, options);
   add_tier_options(app, options.tiers);
-  app.add_option("--save", options.save, "Write the prompt, once read, with its index to this file");
+  app.add_option("--save", options.save,
+                 "Write the prompt, once read, with its index to this file");
   app.add_option("--load", options.load,
                  "Go on after a prompt that --save wrote: only what comes after it is read")
       ->check(CLI::ExistingFile);
@@ -306,15 +307,15 @@ void warm_up(const any_bound& bound, model& model, const prompt& prompt, const s
 
 /// One prefill, then the same decode with full attention and with the bound, each timed alone.
 template <class Cache>
-bool run_comparison(const options& options, model& model, const tokenizer& tokenizer,
-                    prompt prompt, Cache& cache) {
+bool run_comparison(const options& options, model& model, const tokenizer& tokenizer, prompt prompt,
+                    Cache& cache) {
   const auto bound = make_bound(options.cache, options);
   auto [read, prefill_seconds] =
       read_with_progress(model, tokenizer, prompt, options, cache, bound);
   for (const any_bound& each : {any_bound(wavekv::exact{}), bound})
     warm_up<Cache>(each, model, prompt, read);
-  const auto full =
-      decode_fork<Cache>("full attention", wavekv::exact{}, options, model, tokenizer, prompt, read);
+  const auto full = decode_fork<Cache>("full attention", wavekv::exact{}, options, model, tokenizer,
+                                       prompt, read);
   auto wave = decode_fork<Cache>("wave index", bound, options, model, tokenizer, prompt, read);
   if (full.generated.interrupted || wave.generated.interrupted) return false;
   wave.record.true_errors = true_errors<Cache>(wave, bound, model, prompt, read);

@@ -51,8 +51,8 @@ saved_prompt load_prompt(const std::filesystem::path& path, const model& model, 
   std::vector<std::byte> bytes;
   const wavekv::sequence_id sequence = cache.load(path, name, &bytes);
   saved_prompt saved;
-  saved.read = model.start(
-      std::make_unique<wave_attention<Cache>>(cache, std::move(bound), sequence));
+  saved.read =
+      model.start(std::make_unique<wave_attention<Cache>>(cache, std::move(bound), sequence));
   wavekv::byte_reader engine(bytes, path.string() + ": engine");
   saved.read.n_tokens = engine.get<std::uint64_t>();
   const auto n = engine.get<std::uint64_t>();

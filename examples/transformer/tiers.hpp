@@ -16,7 +16,7 @@ namespace transformer {
 /// @brief Where sealed tokens live, when not all of them are to stay in memory.
 struct tier_options {
   std::optional<std::size_t> ram_budget;  ///< bytes of K and V in memory
-  std::filesystem::path store;            ///< directory or new file; empty: a directory for temporary files
+  std::filesystem::path store;  ///< directory or new file; empty: a directory for temporary files
 
   /// @brief Whether a cache with two tiers was asked for.
   [[nodiscard]] bool wanted() const noexcept { return ram_budget || !store.empty(); }

@@ -65,7 +65,7 @@ struct store_control {
   static constexpr std::size_t always = SIZE_MAX;
 
   fault read_fails;     ///< a read throws io_error
-  fault read_is_short;  ///< a read leaves the last bytes as they were
+  fault read_is_short;  ///< a read leaves the last bytes as they were, which is not right
   fault read_corrupts;  ///< a read changes one byte
   fault write_fails;    ///< a write throws io_error
   std::atomic<std::size_t> space{
@@ -160,11 +160,15 @@ class failing_store {
         std::ranges::fill(to.subspan(n), std::byte{0xA5});
       }
     }
-    std::vector<std::byte> before;
+    const std::span<std::byte> last = to.first(n).subspan(n / 2);
     const bool is_short = control_->read_is_short.strikes();
-    if (is_short) before.assign(to.begin() + static_cast<std::ptrdiff_t>(n / 2), to.end());
+    const std::vector<std::byte> before(last.begin(), is_short ? last.end() : last.begin());
     memory_.read(from.bytes_, offset, to.first(n));
-    if (is_short) std::ranges::copy(before, to.begin() + static_cast<std::ptrdiff_t>(n / 2));
+    if (is_short && n != 0) {
+      const std::byte right = last.front();
+      std::ranges::copy(before, last.begin());
+      if (last.front() == right) last.front() ^= std::byte{0xFF};
+    }
     if (n != 0 && control_->read_corrupts.strikes()) to[n / 2] ^= std::byte{0x10};
   }
 

@@ -449,6 +449,46 @@ TEST_CASE("what is sealed is written, though others read it all the time") {
 
 // Below the cache: what the tiers promise to whoever else uses them.
 
+TEST_CASE("rows leave memory though there never is a moment in which nobody reads them") {
+  using tiers_type = over_memory::tiers<float, eviction::lru>;
+  over_memory::options_type options;
+  options.fast_bytes = 0;
+  tiers_type tiers(options, key_dim, value_dim);
+  constexpr std::size_t n_tokens = 2000;
+  const wavekv::block whole{0, 0, n_tokens};
+  wavekv::aligned_storage<float> rows(n_tokens * (key_dim + value_dim));
+  std::fill_n(rows.data(), rows.size(), 1.5F);
+  const tiers_type::handle kept = tiers.keep(std::move(rows), std::span(&whole, 1));
+  std::atomic<bool> done{false};
+  std::atomic<int> n_wrong{0};
+  std::atomic<bool> begun{false};
+  std::thread reader([&] {
+    tiers_type::lease held = tiers.look_up(kept, whole);
+    begun = true;
+    while (held) {
+      const tiers_type::lease next = tiers.look_up(kept, whole);
+      tiers.for_runs(held, n_tokens, [&](const wavekv::token_run<float>& run) {
+        if (run.keys[0] != 1.5F || run.values[run.n * value_dim - 1] != 1.5F) ++n_wrong;
+      });
+      tiers.release(std::span(&held, 1));
+      held = next;
+      if (done && held) {
+        tiers.release(std::span(&held, 1));
+        return;
+      }
+    }
+  });
+  while (!begun) std::this_thread::yield();
+  auto written = std::async(std::launch::async, [&] { tiers.flush(); });
+  const bool in_time = written.wait_for(std::chrono::seconds(60)) == std::future_status::ready;
+  done = true;
+  reader.join();
+  written.get();
+  CHECK(in_time);
+  CHECK(n_wrong == 0);
+  CHECK_FALSE(tiers.look_up(kept, whole));
+}
+
 TEST_CASE_TEMPLATE(
     "reads name the file where there is one, and bring rows at any place and alignment", Store,
     wavekv::memory_store, wavekv::file_store) {

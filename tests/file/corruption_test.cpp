@@ -7,10 +7,9 @@
 #include <string>
 #include <vector>
 
+#include <doctest/doctest.h>
 #include <fcntl.h>
 #include <unistd.h>
-
-#include <doctest/doctest.h>
 
 #include <wavekv/wavekv.hpp>
 
@@ -97,9 +96,9 @@ class changed_byte {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("2,500 random changes: found by load, or when the block is read; none goes unseen",
-                   Buffer, wavekv::wave_buffer<>,
-                   wavekv::wave_buffer<wavekv::placement::tiered>) {
+TEST_CASE_TEMPLATE(
+    "2,500 random changes: found by load, or when the block is read; none goes unseen", Buffer,
+    wavekv::wave_buffer<>, wavekv::wave_buffer<wavekv::placement::tiered>) {
   using cache_type = cache_of<Buffer>;
   const scratch_folder folder;
   auto cache = make<cache_type>();
@@ -209,9 +208,8 @@ TEST_CASE("the same with checksums that were mended: typed errors or answers, ne
 
 TEST_CASE("files made on purpose: every lie about a segment is told from the truth") {
   using cache_type = cache_of<wavekv::wave_buffer<>>;
-  using segment_type =
-      wavekv::segment<float, typename wavekv::placement::resident::tiers<
-                                 float, wavekv::eviction::lru>::handle>;
+  using segment_type = wavekv::segment<
+      float, typename wavekv::placement::resident::tiers<float, wavekv::eviction::lru>::handle>;
   using image_type = segment_type::image;
   const scratch_folder folder;
   auto cache = make<cache_type>();

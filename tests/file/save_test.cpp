@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <algorithm>
 #include <atomic>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -9,12 +10,10 @@
 #include <thread>
 #include <vector>
 
-#include <csignal>
+#include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include <doctest/doctest.h>
 
 #include <wavekv/wavekv.hpp>
 
@@ -157,7 +156,8 @@ TEST_CASE("resident: what was saved comes back bit for bit, and grows on") {
   CHECK_FALSE(std::filesystem::exists(folder / "b.saving"));
 }
 
-TEST_CASE("a file from one placement is loaded by all others; a decode segment in the making is made again") {
+TEST_CASE("a file from one placement is loaded by all others; a decode segment in the making is "
+          "made again") {
   const scratch_folder folder;
   cache_of<resident> plain(small_geometry(), small_options<cache_of<resident>>());
   const sequence_id original = fill(plain, 13);
@@ -294,13 +294,14 @@ TEST_CASE("another model, geometry, scalar or index: mismatch_error that names w
     refused(other, part);
   };
   with_type.operator()<cache_of<resident, index_type, wavekv::bf16>>("scalar");
-  with_type.operator()<cache_of<
-      resident, index_type::with_segment_size<wavekv::segment_size<64, 16>>>>("segment_size");
-  with_type.operator()<cache_of<
-      resident, index_type::with_cluster_count<wavekv::tokens_per_cluster<4>>>>(
+  with_type
+      .operator()<cache_of<resident, index_type::with_segment_size<wavekv::segment_size<64, 16>>>>(
+          "segment_size");
+  with_type.
+  operator()<cache_of<resident, index_type::with_cluster_count<wavekv::tokens_per_cluster<4>>>>(
       "tokens_per_cluster");
-  with_type.operator()<cache_of<
-      resident, index_type::with_clusterer<wavekv::spherical_kmeans<3>>>>("clusterer");
+  with_type.operator()<cache_of<resident, index_type::with_clusterer<wavekv::spherical_kmeans<3>>>>(
+      "clusterer");
   // Another bound reads the same file.
   using exact_cache = cache_of<resident, index_type::with_bound<wavekv::exact>>;
   exact_cache exact(small_geometry(), small_options<exact_cache>());
@@ -308,7 +309,8 @@ TEST_CASE("another model, geometry, scalar or index: mismatch_error that names w
   CHECK(answers(cache, cache.load(folder / "a", "one")).size() == 4);  // it was not hurt
 }
 
-TEST_CASE("files that are none, of another version, or cut short: typed errors that name file and part") {
+TEST_CASE(
+    "files that are none, of another version, or cut short: typed errors that name file and part") {
   const scratch_folder folder;
   cache_of<resident> cache(small_geometry(), small_options<cache_of<resident>>());
   const sequence_id sequence = fill(cache, 21);
@@ -427,8 +429,8 @@ TEST_CASE("no space for the file: io_error, and the old file is as it was") {
   if (child == 0) {
     std::signal(SIGXFSZ, SIG_IGN);
     int status = 0;
-    for (const std::size_t limit : {std::size_t{0}, std::size_t{1}, std::size_t{5000},
-                                    before.size() / 2, before.size()}) {
+    for (const std::size_t limit :
+         {std::size_t{0}, std::size_t{1}, std::size_t{5000}, before.size() / 2, before.size()}) {
       const rlimit few{limit, limit + (std::size_t{1} << 30U)};
       ::setrlimit(RLIMIT_FSIZE, &few);
       const std::string message =

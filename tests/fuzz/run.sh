@@ -4,7 +4,7 @@
 # bash tests/fuzz/run.sh [seconds] [--minimize] [name...]: builds the fuzzers in build/fuzz and runs
 # each, or those named, for so long (60 s), beginning with a copy of the kept corpus. Fails on the
 # first crash, undefined behaviour, leak, hang or large allocation, and says where its input lies.
-# With --minimize what was found to reach new code is added to the kept corpus afterwards.
+# With --minimize the inputs that reach code which the kept corpus does not reach are added to it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source .ci/packages.sh
@@ -61,6 +61,6 @@ for name in "${names[@]}"; do
   fi
   grep -E '(INITED|DONE) ' "$scratch/log"
   if $minimize; then
-    "$fuzzer" "${options[@]}" -merge=1 "$kept" "$work" 2>&1 | tail -n 1
+    "$fuzzer" "${options[@]}" -merge=1 -use_counters=0 "$kept" "$work" 2>&1 | tail -n 1
   fi
 done

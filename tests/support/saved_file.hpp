@@ -35,7 +35,9 @@ class scratch_folder {
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
   }
-  [[nodiscard]] std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
+  [[nodiscard]] std::filesystem::path operator/(std::string_view name) const {
+    return path_ / name;
+  }
 
  private:
   std::filesystem::path path_;
@@ -82,9 +84,9 @@ inline std::vector<wavekv::detail::table_entry> table_of(std::span<const std::by
 /// @brief All parts of a file that is whole.
 inline std::vector<file_part> parts_of(std::span<const std::byte> file) {
   const auto header = header_of(file);
-  std::vector<file_part> parts{{"header", 0, sizeof header, SIZE_MAX},
-                               {"table of parts", header.table_offset, header.table_bytes,
-                                SIZE_MAX}};
+  std::vector<file_part> parts{
+      {"header", 0, sizeof header, SIZE_MAX},
+      {"table of parts", header.table_offset, header.table_bytes, SIZE_MAX}};
   const auto table = table_of(file);
   for (std::size_t i = 0; i < table.size(); ++i) {
     const wavekv::part_id id{static_cast<wavekv::part_kind>(table[i].kind), table[i].layer,

@@ -203,21 +203,19 @@ class twins {
     compare(s, verifies());
   }
 
-  /// @brief A ragged batch.
+  /// @brief A ragged batch: (sequence, queries) each.
+  using batch_type = std::vector<std::pair<std::size_t, std::size_t>>;
+
   template <class Bound>
-  void compare_batch(const std::vector<std::pair<std::size_t, std::size_t>>& runs,
-                     const Bound& bound, std::size_t layer = 0) {
-    std::vector<wavekv::query_run> batch;
-    std::vector<wavekv::query_run> plain_batch;
-    std::size_t n = 0;
-    for (const auto& [s, n_queries] : runs) {
-      batch.push_back({sequences[s].first, n_queries});
-      plain_batch.push_back({sequences[s].second, n_queries});
-      n += n_queries;
-    }
-    const std::vector<float> queries = make_queries(random, n);
-    CHECK(distance(attend_batch(cache, batch, layer, queries, n, bound),
-                   attend_batch(plain, plain_batch, layer, queries, n, bound)) <= tolerance);
+  void compare_batch(const batch_type& runs, const Bound& bound, std::size_t layer = 0) {
+    const std::vector<float> queries = queries_for(runs);
+    CHECK(distance(attend_batch(cache, batch_of(runs, true), layer, queries, bound),
+                   attend_batch(plain, batch_of(runs, false), layer, queries, bound)) <= tolerance);
+  }
+  /// @brief Asks the cache with two tiers only.
+  template <class Bound>
+  void ask_batch(const batch_type& runs, const Bound& bound) {
+    attend_batch(cache, batch_of(runs, true), 0, queries_for(runs), bound);
   }
 
   [[nodiscard]] std::size_t length(std::size_t s) const { return cache.length(sequences[s].first); }
@@ -251,10 +249,24 @@ class twins {
     return sequences.size() - 1;
   }
 
+  [[nodiscard]] std::vector<wavekv::query_run> batch_of(const batch_type& runs, bool tiered) const {
+    std::vector<wavekv::query_run> batch;
+    for (const auto& [s, n_queries] : runs) {
+      batch.push_back({tiered ? sequences[s].first : sequences[s].second, n_queries});
+    }
+    return batch;
+  }
+  std::vector<float> queries_for(const batch_type& runs) {
+    std::size_t n = 0;
+    for (const auto& run : runs) n += run.second;
+    return make_queries(random, n);
+  }
+
   template <class Cache, class Bound>
   static outputs attend_batch(Cache& of, const std::vector<wavekv::query_run>& batch,
-                              std::size_t layer, const std::vector<float>& queries, std::size_t n,
+                              std::size_t layer, const std::vector<float>& queries,
                               const Bound& bound) {
+    const std::size_t n = queries.size() / (n_query_heads * key_dim);
     outputs all(of.geometry(), n);
     of.attend(std::span<const wavekv::query_run>(batch), layer,
               tokens_of(queries, 0, n, n_query_heads, key_dim),

@@ -54,10 +54,10 @@ struct slow_read {
   void (*make)(const slow_read&) = nullptr;  ///< what calling it does
   const void* store = nullptr;
   const void* region = nullptr;
-  std::uint64_t offset = 0;        ///< first byte of the region
-  std::span<std::byte> to;         ///< where the bytes go, all of them
-  int file = -1;                   ///< a descriptor to read from instead, or -1
-  std::uint64_t file_offset = 0;   ///< first byte of the file
+  std::uint64_t offset = 0;       ///< first byte of the region
+  std::span<std::byte> to;        ///< where the bytes go, all of them
+  int file = -1;                  ///< a descriptor to read from instead, or -1
+  std::uint64_t file_offset = 0;  ///< first byte of the file
 };
 
 /// @brief How blocks arrive that are missing in the fast tier.
@@ -123,8 +123,9 @@ concept file_backed = block_store<S> && requires(const S& store, const typename 
 template <class S>
 concept adopting_store =
     block_store<S> && requires(const S& store, const std::filesystem::path& path) {
-      { store.adopt(store.open(path), std::uint64_t{}, std::size_t{}) } ->
-          std::same_as<typename S::region>;
+      {
+        store.adopt(store.open(path), std::uint64_t{}, std::size_t{})
+      } -> std::same_as<typename S::region>;
     };
 
 namespace detail {

@@ -156,7 +156,7 @@ class file_store {
     }
 
     [[nodiscard]] std::uint64_t size() const {
-      struct stat about {};
+      struct stat about{};
       if (::fstat(descriptor, &about) != 0) {
         fail("ask the size of", 0, 0);
       }
@@ -358,9 +358,9 @@ inline file_store::region file_store::adopt(const outside_file& from, std::uint6
 }
 
 inline std::string file_store::describe(const region& of) {
-  return of.file_ == nullptr
-             ? std::string("nothing")
-             : detail::message(of.file_->path, ", bytes ", of.offset_, " to ", of.offset_ + of.size_);
+  return of.file_ == nullptr ? std::string("nothing")
+                             : detail::message(of.file_->path, ", bytes ", of.offset_, " to ",
+                                               of.offset_ + of.size_);
 }
 
 inline file_place file_store::in_file(const region& of) const noexcept {

@@ -42,9 +42,10 @@ template <block_store Store>
 struct tiered_over {
   /// @brief Budgets, shared by all sequences, and the store's options.
   struct options_type {
-    std::size_t fast_bytes = std::size_t{1} << 30U;        ///< block cache; 0 is possible
-    std::size_t write_back_bytes = std::size_t{1} << 28U;  ///< rows that wait to be written; then append waits
-    typename Store::options_type store{};                  ///< where the slow tier is
+    std::size_t fast_bytes = std::size_t{1} << 30U;  ///< block cache; 0 is possible
+    std::size_t write_back_bytes = std::size_t{1}
+                                   << 28U;  ///< rows that wait to be written; then append waits
+    typename Store::options_type store{};   ///< where the slow tier is
 
     /// @throw config_error
     void validate() const {
@@ -68,7 +69,8 @@ struct tiered_over {
 
      private:
       friend class tiers;
-      explicit handle(std::shared_ptr<kept_rows<T, Store>> rows) noexcept : rows_(std::move(rows)) {}
+      explicit handle(std::shared_ptr<kept_rows<T, Store>> rows) noexcept
+          : rows_(std::move(rows)) {}
       std::shared_ptr<kept_rows<T, Store>> rows_;
     };
 

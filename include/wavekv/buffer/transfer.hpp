@@ -185,7 +185,8 @@ class basic_threads {
     return *inbox_;
   }
 
-  std::unique_ptr<wavekv::detail::read_threads::inbox> inbox_;  // stays where it is when the engine moves
+  std::unique_ptr<wavekv::detail::read_threads::inbox>
+      inbox_;  // stays where it is when the engine moves
   std::size_t n_under_way_ = 0;
   wavekv::detail::finished_read last_;
 };

@@ -24,9 +24,10 @@ namespace wavekv {
 
 /// @brief What one reading of blocks did.
 struct read_counts {
-  std::uint64_t hits = 0;         ///< blocks found in the fast tier
-  std::uint64_t misses = 0;       ///< blocks fetched from the slow tier
-  std::uint64_t prefetched = 0;   ///< blocks whose reads began before they were wanted
+  std::uint64_t hits = 0;                ///< blocks found in the fast tier
+  std::uint64_t misses = 0;              ///< blocks fetched from the slow tier
+  std::uint64_t prefetched = 0;          ///< blocks whose reads began before they were wanted
+  std::uint64_t prefetched_in_vain = 0;  ///< of these, not wanted in the end
   std::uint64_t bytes_moved = 0;  ///< bytes read from the slow tier, with what alignment adds
   std::uint64_t stall_ns = 0;     ///< nanoseconds spent on starting reads and waiting for them
 };
@@ -52,11 +53,12 @@ struct arrived_block {
 template <class Placement = placement::resident, class Eviction = eviction::lru,
           class Transfer = transfer::inline_read>
 struct wave_buffer {
-  static_assert(placement_policy<Placement>,
-                "wave_buffer: Placement must model wavekv::placement_policy (options_type, template "
-                "tiers<T, Eviction> with handle, lease, always_fast, keep, look_up, for_runs, "
-                "release, copy, and unless always_fast alignment, fetch, check, admit); "
-                "see <wavekv/buffer/concepts.hpp>");
+  static_assert(
+      placement_policy<Placement>,
+      "wave_buffer: Placement must model wavekv::placement_policy (options_type, template "
+      "tiers<T, Eviction> with handle, lease, always_fast, keep, look_up, for_runs, "
+      "release, copy, and unless always_fast alignment, fetch, check, admit); "
+      "see <wavekv/buffer/concepts.hpp>");
   static_assert(
       eviction_policy<Eviction>,
       "wave_buffer: Eviction must model wavekv::eviction_policy (Eviction(n_slots), insert(slot), "
@@ -103,9 +105,12 @@ class block_reader {
   /// @brief What one reader needs while it reads: an engine, room for arrivals. Reused from step to step.
   class lane_type {
    public:
-    std::vector<token_run<T>> runs;  ///< of the blocks that were found, in the order in which they were looked up
-    std::vector<found_block> found;  ///< those blocks; the runs of one end where the next one's begin
-    bool admits = true;  ///< false for readers that pass by all blocks, and would only drive out those that are used
+    std::vector<token_run<T>>
+        runs;  ///< of the blocks that were found, in the order in which they were looked up
+    std::vector<found_block>
+        found;  ///< those blocks; the runs of one end where the next one's begin
+    bool admits =
+        true;  ///< false for readers that pass by all blocks, and would only drive out those that are used
 
     /// @brief Makes room for n blocks that are found, a run each.  @throw std::bad_alloc
     void reserve(std::size_t n) {
@@ -131,9 +136,9 @@ class block_reader {
     };
     // Missing blocks that are read together: neighbours in one segment.
     struct read_order {
-      std::size_t first;      // of the missing blocks
+      std::size_t first;  // of the missing blocks
       std::size_t n;
-      std::uint64_t offset;   // bytes from the start of the segment's rows, aligned as n_bytes is
+      std::uint64_t offset;  // bytes from the start of the segment's rows, aligned as n_bytes is
       std::size_t n_bytes;
       std::byte* to = nullptr;
     };
@@ -151,8 +156,9 @@ class block_reader {
     std::vector<read_order> reads;
     std::vector<arrived_block<T>> arrived;
     std::array<half, 2> halves;
-    std::size_t n_prefetched = 0;  // of the missing blocks, which come first: not wanted yet, perhaps
-    std::size_t next_read = 0;     // not started yet
+    std::size_t n_prefetched =
+        0;                      // of the missing blocks, which come first: not wanted yet, perhaps
+    std::size_t next_read = 0;  // not started yet
     std::size_t n_under_way = 0;
     std::size_t attended = nothing;  // the read whose blocks are being attended
     read_counts counts;
@@ -184,7 +190,8 @@ class block_reader {
   }
 
   /// @brief Blocks that will be wanted most likely, right after open: what of them is missing is read from now on, as far
-  /// as half of a lane has room. What is not wanted in the end is offered to the block cache with the rest.
+  /// as half of a lane has room. What is not wanted in the end is forgotten: which blocks the cache holds does not depend
+  /// on guesses.
   /// @param n         blocks, each at most once, in the order of their rows
   /// @param block_at  block_at(i) -> std::pair<const handle*, block>
   template <class BlockAt>
@@ -203,7 +210,7 @@ class block_reader {
         lane.missing.push_back({nobody, rows, which});
       }
       lane.n_prefetched = lane.missing.size();
-      lane.counts.prefetched = lane.n_prefetched;
+      lane.counts.prefetched = lane.counts.prefetched_in_vain = lane.n_prefetched;
       order_reads(lane, 0);
       start_half(lane, lane.halves[0]);
     }
@@ -220,6 +227,7 @@ class block_reader {
           if (lane.missing[i].rows == &rows && lane.missing[i].which.index == which.index &&
               lane.missing[i].tag == nobody) {
             lane.missing[i].tag = tag;
+            --lane.counts.prefetched_in_vain;
             return;
           }
         }
@@ -242,7 +250,7 @@ class block_reader {
   void start(lane_type& lane) {
     lane.counts.hits = lane.found.size();
     if constexpr (!always_fast) {
-      lane.counts.misses = lane.missing.size();
+      lane.counts.misses = lane.missing.size() - lane.counts.prefetched_in_vain;
       order_reads(lane, lane.n_prefetched);
       for (auto& half : lane.halves) {
         if (half.n == 0) {
@@ -452,7 +460,9 @@ class block_reader {
       const auto& read = lane.reads[r];
       for (std::size_t i = read.first; i < read.first + read.n; ++i) {
         const auto& one = lane.missing[i];
-        tiers_.admit(*one.rows, one.which, rows_at(read, one.which));
+        if (one.tag != nobody) {  // the block cache keeps what is used, whatever was read besides
+          tiers_.admit(*one.rows, one.which, rows_at(read, one.which));
+        }
       }
     }
     half.n = half.n_left = 0;

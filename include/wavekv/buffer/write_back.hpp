@@ -58,7 +58,7 @@ class kept_rows {
   }
   /// @brief Whether they are in memory at this moment.
   [[nodiscard]] bool is_in_memory() const noexcept {
-    return readers_.load(std::memory_order_relaxed) >= 0;
+    return readers_.load(std::memory_order_acquire) >= 0;
   }
   void stop_reading() noexcept { readers_.fetch_sub(1, std::memory_order_acq_rel); }
 
@@ -73,15 +73,19 @@ class kept_rows {
   template <scalar, block_store>
   friend class write_back;
 
-  // Far below what readers that come too late add meanwhile.
+  // Added once the rows are to leave: far below what readers that come too late add meanwhile.
   static constexpr std::int32_t gone = -(1 << 30);
 
-  void write(Store& store) { region_ = store.write(std::as_bytes(std::span(rows_.data(), rows_.size()))); }
+  void write(Store& store) {
+    region_ = store.write(std::as_bytes(std::span(rows_.data(), rows_.size())));
+  }
 
-  // Frees the memory of written rows, unless somebody reads them.
+  // Sends readers of written rows to the store, all that come from now on.
+  void turn_away() noexcept { readers_.fetch_add(gone, std::memory_order_acq_rel); }
+
+  // Frees the memory of rows, unless somebody who came before still reads them.
   bool leave_memory() noexcept {
-    std::int32_t none = 0;
-    if (!readers_.compare_exchange_strong(none, gone, std::memory_order_acq_rel)) {
+    if (readers_.load(std::memory_order_acquire) != gone) {
       return false;
     }
     rows_ = {};
@@ -177,7 +181,8 @@ class write_back {
       if (ended_) {
         return;
       }
-      const std::shared_ptr<rows_type> rows = waiting_.front();  // stays in line until it is written
+      const std::shared_ptr<rows_type> rows =
+          waiting_.front();  // stays in line until it is written
       lock.unlock();
       std::exception_ptr failure;
       const bool wanted = rows.use_count() > 2;  // by more than the line and this function
@@ -189,6 +194,7 @@ class write_back {
         }
       }
       if (wanted && failure == nullptr) {
+        rows->turn_away();
         while (!rows->leave_memory()) {  // readers are gone when their step is over
           std::this_thread::sleep_for(std::chrono::microseconds(100));
         }

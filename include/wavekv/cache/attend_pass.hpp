@@ -97,6 +97,9 @@ class attend_pass {
     state.total += own;
     ++state.steps;
     if constexpr (!reader_type::always_fast) {
+      if (own.prefetched != 0) {
+        state.prefetch_pays = 2 * own.prefetched_in_vain <= own.prefetched;
+      }
       try {
         state.used.resize(n_heads);
         for (std::size_t head = 0; n != 0 && head < n_heads; ++head) {
@@ -149,9 +152,7 @@ class attend_pass {
       request.input.queries =
           queries_.data() +
           (n_queries_ * sizes.n_query_heads + head * sizes.group_size()) * sizes.key_dim;
-      if (head < state.used.size()) {
-        request.input.used = state.used[head];
-      }
+      request.input.used = state.to_prefetch(head);
       request.key.head = static_cast<std::uint32_t>(head);
       requests_.push_back(request);
       places_.emplace_back(n_queries_, head);

@@ -18,12 +18,12 @@ template <class Bound, class Executor, class Placement = placement::resident>
 struct cache_options {
   std::size_t sink_tokens = 4;  ///< first tokens of a sequence, always read exactly
   std::size_t window_tokens =
-      64;                  ///< newest tokens, always read exactly; also the most a query may trail
-  Bound bound{};           ///< used by attend unless the call names another
-  Executor executor{};     ///< runs the tasks
+      64;               ///< newest tokens, always read exactly; also the most a query may trail
+  Bound bound{};        ///< used by attend unless the call names another
+  Executor executor{};  ///< runs the tasks
   typename Placement::options_type placement{};  ///< budgets of the tiers, where there are two
-  std::uint64_t seed = 0;  ///< of everything that is sampled
-  std::size_t max_sequences = 65536;  ///< sequences alive at once, at least 1
+  std::uint64_t seed = 0;                        ///< of everything that is sampled
+  std::size_t max_sequences = 65536;             ///< sequences alive at once, at least 1
   std::size_t max_tokens = std::size_t{1}
                            << 31U;  ///< tokens a sequence may hold per layer, at least 1
 

@@ -28,9 +28,9 @@
 #include <wavekv/core/geometry.hpp>
 #include <wavekv/core/ids.hpp>
 #include <wavekv/core/tensor_view.hpp>
+#include <wavekv/cpu/backend.hpp>
 #include <wavekv/file/fingerprint.hpp>
 #include <wavekv/file/sequence_file.hpp>
-#include <wavekv/cpu/backend.hpp>
 #include <wavekv/index/bounds/exact.hpp>
 #include <wavekv/index/wave_index.hpp>
 
@@ -126,9 +126,7 @@ class kv_cache {
 
   /// @brief A new sequence of length 0. Complexity: O(n_layers).
   /// @throw capacity_error when options().max_sequences are alive
-  sequence_id create() {
-    return sequences_.enter(empty_sequence(), options_.max_sequences);
-  }
+  sequence_id create() { return sequences_.enter(empty_sequence(), options_.max_sequences); }
 
   /// @brief A second sequence with the same tokens. Sealed segments are shared, sink and tail copied.
   /// Complexity: O(number of segments + tail).
@@ -167,8 +165,8 @@ class kv_cache {
   ///                give back
   /// @throw sequence_error; io_error when it cannot be written (a full disk, say): an older file is as it was;
   ///        format_error when rows in the slow tier have changed
-  void save(sequence_id sequence, const std::filesystem::path& path,
-            std::string_view model = {}, std::span<const std::byte> engine = {}) const {
+  void save(sequence_id sequence, const std::filesystem::path& path, std::string_view model = {},
+            std::span<const std::byte> engine = {}) const {
     const sequence_state& state = sequences_.find(sequence);
     sequence_file_writer file(path);
     const std::string fingerprint = fingerprint_of(model);
@@ -197,8 +195,8 @@ class kv_cache {
     std::vector<std::byte> kept(callers.data(), callers.data() + callers.size());
     auto state = empty_sequence();
     saved_type::read(file, std::span<layer_type>(state->layers), geometry_,
-                     Index::cluster_count_type::n_levels, options_.sink_tokens,
-                     options_.max_tokens, reader_, options_.executor);
+                     Index::cluster_count_type::n_levels, options_.sink_tokens, options_.max_tokens,
+                     reader_, options_.executor);
     const sequence_id loaded = sequences_.enter(std::move(state), options_.max_sequences);
     if (engine != nullptr) {
       engine->swap(kept);
@@ -456,7 +454,8 @@ class kv_cache {
  private:
   struct sequence_state {
     std::vector<layer_type> layers;
-    std::vector<prefetched_blocks<reader_type>> ahead;  // [n_layers], reads from the segments of layers
+    std::vector<prefetched_blocks<reader_type>>
+        ahead;  // [n_layers], reads from the segments of layers
   };
 
   [[nodiscard]] std::unique_ptr<sequence_state> empty_sequence() const {
@@ -558,7 +557,7 @@ class kv_cache {
   sequence_table<sequence_state> sequences_;
   writer_type writer_;
   mutable std::mutex total_mutex_;
-  step_stats total_;         // guarded, as the next
+  step_stats total_;  // guarded, as the next
   std::uint64_t steps_ = 0;
   scratch_pool<attend_type> attends_;
   scratch_pool<prefill_pass<Scalar, Buffer, segment_type>> prefills_;

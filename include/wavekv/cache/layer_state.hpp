@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -105,7 +106,9 @@ struct layer_state {
   /// [n_kv_heads] how keys and values vary inside clusters, learnt from every segment sealed so far; null before the first
   std::shared_ptr<const std::vector<head_covariances>> covariances;
   std::vector<std::vector<used_cluster>>
-      used;               ///< [n_kv_heads] read exactly by the last attend, where there is a slow tier
+      used;  ///< [n_kv_heads] read exactly by the last attend, where there is a slow tier
+  bool prefetch_pays =
+      true;               ///< whether half of what was last read ahead for that reason was wanted
   step_stats last;        ///< what the last attend did
   step_stats total;       ///< what all of them did
   std::size_t steps = 0;  ///< attend calls
@@ -115,6 +118,16 @@ struct layer_state {
     return segments.empty()
                ? 0
                : segments.back()->first_token() + segments.back()->n_tokens() - sink.size();
+  }
+
+  /// @brief What the next attend should read ahead: nothing while that does not pay, but for a try from time to time (an
+  /// eviction policy may have let these blocks go for good reasons).
+  [[nodiscard]] std::span<const used_cluster> to_prefetch(std::size_t head) const noexcept {
+    constexpr std::size_t steps_between_tries = 32;
+    if (head >= used.size() || (!prefetch_pays && steps % steps_between_tries != 0)) {
+      return {};
+    }
+    return used[head];
   }
 
   /// @brief Bytes of what was learnt from queries and sealed tokens.

@@ -298,9 +298,8 @@ class layer_writer {
 
   sealed_runs<segment_type> seal_runs(const layer_type& state, std::span<const seal_run> runs,
                                       const std::vector<query_metric>& metrics) {
-    return sealers_.borrow()->seal(
-        state.tail, sizes_.n_kv_heads, sizes_.key_dim, sizes_.value_dim, runs, clusterer_type{},
-        metrics, executor_, keep());
+    return sealers_.borrow()->seal(state.tail, sizes_.n_kv_heads, sizes_.key_dim, sizes_.value_dim,
+                                   runs, clusterer_type{}, metrics, executor_, keep());
   }
 
   void finish(unfinished_segment<segment_type>& segment, sealed_runs<segment_type>& sealed) {
@@ -351,22 +350,22 @@ class layer_writer {
       for (std::uint32_t cluster = 0; cluster < index.levels[0].n_nodes; ++cluster) {
         blocks.push_back(segment.cluster_block(head, cluster));
       }
-      reader_.read(
-          segment.rows(), blocks, lane,
-          [&](std::size_t cluster, std::span<const token_run<T>> runs) {
-            std::size_t at = segment.cluster_tokens(head, static_cast<std::uint32_t>(cluster)).first;
-            for (const token_run<T>& run : runs) {
-              for (std::size_t i = 0; i < run.n; ++i) {
-                const std::size_t token = index.order[at++];
-                if (token < n) {
-                  std::copy_n(run.keys + i * sizes_.key_dim, sizes_.key_dim,
-                              tail.keys(head) + token * sizes_.key_dim);
-                  std::copy_n(run.values + i * sizes_.value_dim, sizes_.value_dim,
-                              tail.values(head) + token * sizes_.value_dim);
-                }
-              }
-            }
-          });
+      reader_.read(segment.rows(), blocks, lane,
+                   [&](std::size_t cluster, std::span<const token_run<T>> runs) {
+                     std::size_t at =
+                         segment.cluster_tokens(head, static_cast<std::uint32_t>(cluster)).first;
+                     for (const token_run<T>& run : runs) {
+                       for (std::size_t i = 0; i < run.n; ++i) {
+                         const std::size_t token = index.order[at++];
+                         if (token < n) {
+                           std::copy_n(run.keys + i * sizes_.key_dim, sizes_.key_dim,
+                                       tail.keys(head) + token * sizes_.key_dim);
+                           std::copy_n(run.values + i * sizes_.value_dim, sizes_.value_dim,
+                                       tail.values(head) + token * sizes_.value_dim);
+                         }
+                       }
+                     }
+                   });
     }
     tail.commit(n);
   }

@@ -75,8 +75,7 @@ class prefetched_blocks {
       return;
     }
     try {
-      while (!reader_->next(*lane_).empty()) {
-      }
+      while (!reader_->next(*lane_).empty()) {}
       (void)reader_->close(*lane_);
       reader_ = nullptr;
     } catch (...) {

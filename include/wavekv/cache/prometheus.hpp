@@ -55,13 +55,14 @@ inline std::string to_prometheus(const cache_statistics& stats, std::string_view
   counter("block_misses_total", "Blocks fetched from the slow tier.", total.misses);
   counter("block_prefetches_total", "Blocks whose fetch began before they were wanted.",
           total.prefetched);
+  counter("block_prefetches_in_vain_total", "Of these, blocks that were not wanted in the end.",
+          total.prefetched_in_vain);
   counter("transfer_bytes_total", "Bytes read from the slow tier.", total.bytes_moved);
   counter("transfer_stall_seconds_total", "Time spent on starting and awaiting fetches.",
           static_cast<double>(total.stall_ns) * 1e-9);
   const tier_statistics& tiers = stats.tiers;
   gauge("block_cache_bytes", "Memory of the block cache.", tiers.cache_bytes);
-  counter("block_evictions_total", "Blocks that left the block cache for others.",
-          tiers.evictions);
+  counter("block_evictions_total", "Blocks that left the block cache for others.", tiers.evictions);
   counter("block_refusals_total", "Blocks not admitted, since all others were in use.",
           tiers.refusals);
   gauge("write_back_waiting_bytes", "Sealed rows that wait to be written.", tiers.waiting_bytes);

@@ -32,7 +32,8 @@ template <scalar T, class Buffer, class Layer>
 class saved_sequence {
  public:
   using reader_type = block_reader<T, Buffer>;
-  using segment_type = typename std::remove_cvref_t<decltype(Layer::segments)>::value_type::element_type;
+  using segment_type =
+      typename std::remove_cvref_t<decltype(Layer::segments)>::value_type::element_type;
 
   /// @brief Writes all layers.
   /// Complexity: O(bytes). Allocates: some MB.  @throw io_error; format_error when rows in the slow tier have changed
@@ -54,9 +55,9 @@ class saved_sequence {
   /// and compared with its checksums.
   /// Complexity: O(bytes read).  @throw io_error, format_error, std::bad_alloc
   template <executor Executor>
-  static void read(const sequence_file_reader& from, std::span<Layer> layers,
-                   const geometry& sizes, std::size_t n_levels, std::size_t sink_tokens,
-                   std::size_t max_tokens, reader_type& reader, Executor& executor) {
+  static void read(const sequence_file_reader& from, std::span<Layer> layers, const geometry& sizes,
+                   std::size_t n_levels, std::size_t sink_tokens, std::size_t max_tokens,
+                   reader_type& reader, Executor& executor) {
     struct place {
       std::uint32_t layer;
       std::uint32_t segment;
@@ -89,10 +90,8 @@ class saved_sequence {
 
  private:
   static constexpr std::size_t chunk_bytes = std::size_t{4} << 20U;
-  static constexpr bool adopts =
-      requires(typename reader_type::tiers_type& tiers, const std::filesystem::path& path) {
-        tiers.open(path);
-      };
+  static constexpr bool adopts = requires(typename reader_type::tiers_type& tiers,
+                                          const std::filesystem::path& path) { tiers.open(path); };
 
   static byte_reader reader_of(const sequence_file_reader& from,
                                const aligned_storage<std::byte>& part, const part_id& id) {
@@ -125,8 +124,7 @@ class saved_sequence {
         if constexpr (!reader_type::always_fast) {
           reader.tiers().check(segment.rows(), blocks[i], rows);
         }
-        checksums[i] =
-            block_checksum(std::as_bytes(std::span(rows, blocks[i].n_tokens * width)));
+        checksums[i] = block_checksum(std::as_bytes(std::span(rows, blocks[i].n_tokens * width)));
       }
       to.append(std::as_bytes(std::span<const T>(chunk)));
       first = end;
@@ -143,18 +141,18 @@ class saved_sequence {
         : reader_(reader), from_(from), opened_(open(reader, from)) {}
 
     typename reader_type::handle take(const part_id& id, std::span<const block> blocks,
-                                      std::vector<std::uint32_t> checksums, std::size_t width) const {
+                                      std::vector<std::uint32_t> checksums,
+                                      std::size_t width) const {
       const part_place& place = from_.find(id);
       if constexpr (adopts) {
-        return reader_.tiers().adopt(opened_, place.offset,
-                                     static_cast<std::size_t>(place.n_bytes),
+        return reader_.tiers().adopt(opened_, place.offset, static_cast<std::size_t>(place.n_bytes),
                                      std::move(checksums));
       } else {
         aligned_storage<T> rows(static_cast<std::size_t>(place.n_bytes) / sizeof(T));
         from_.read_rows(id, 0, std::as_writable_bytes(std::span(rows.data(), rows.size())));
         for (const block& one : blocks) {
-          const std::uint32_t seen = block_checksum(std::as_bytes(
-              std::span<const T>(rows.data() + one.offset, one.n_tokens * width)));
+          const std::uint32_t seen = block_checksum(
+              std::as_bytes(std::span<const T>(rows.data() + one.offset, one.n_tokens * width)));
           if (seen != checksums[one.index]) {
             from_.fail(id.name(), detail::message("block ", one.index, " has checksum ", seen,
                                                   "; allowed: ", checksums[one.index],
@@ -180,9 +178,11 @@ class saved_sequence {
                   std::declval<const sequence_file_reader&>())) opened_;
   };
 
-  static std::shared_ptr<const segment_type> read_segment(
-      const sequence_file_reader& from, std::uint32_t layer, std::uint32_t number,
-      const geometry& sizes, std::size_t n_levels, reader_type& reader, const file_rows& rows) {
+  static std::shared_ptr<const segment_type> read_segment(const sequence_file_reader& from,
+                                                          std::uint32_t layer, std::uint32_t number,
+                                                          const geometry& sizes,
+                                                          std::size_t n_levels, reader_type& reader,
+                                                          const file_rows& rows) {
     (void)reader;
     const part_id id{part_kind::index, layer, number};
     const part_id rows_id{part_kind::rows, layer, number};
@@ -194,8 +194,8 @@ class saved_sequence {
                                                            checksums);
     if (from.find(rows_id).n_bytes != rows_bytes(sizes, image.n_tokens)) {
       from.fail(rows_id.name(),
-                detail::message("has ", from.find(rows_id).n_bytes, " bytes; allowed: ",
-                                rows_bytes(sizes, image.n_tokens)));
+                detail::message("has ", from.find(rows_id).n_bytes,
+                                " bytes; allowed: ", rows_bytes(sizes, image.n_tokens)));
     }
     return std::make_shared<const segment_type>(
         sizes.key_dim, sizes.value_dim, std::move(image), [&](std::span<const block> blocks) {

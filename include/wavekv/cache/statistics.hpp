@@ -19,19 +19,21 @@ struct step_stats {
   std::uint64_t clusters_read = 0;   ///< clusters of the retrieval zone
   std::uint64_t clusters_estimated =
       0;  ///< clusters and unopened coarse nodes of the estimation zone
-  std::uint64_t clusters_dropped = 0;  ///< clusters and coarse nodes left out
-  std::uint64_t summaries_read = 0;    ///< summary rows scored, all levels
-  std::uint64_t bytes_read = 0;        ///< bytes of K, V and summaries read
-  std::uint64_t hits = 0;              ///< blocks found in the fast tier
-  std::uint64_t misses = 0;            ///< blocks fetched from the slow tier
-  std::uint64_t prefetched = 0;        ///< blocks whose fetch began before they were wanted
-  std::uint64_t bytes_moved = 0;       ///< bytes fetched from the slow tier
-  std::uint64_t stall_ns = 0;  ///< nanoseconds spent on starting fetches and waiting for them, all workers
-  std::uint64_t rounds = 0;            ///< plans made; more than groups when checks asked for more
-  std::uint64_t capped = 0;            ///< groups whose bound met a cap before its target
-  float predicted_error = 0.0F;        ///< largest predicted relative error of any query head
-  float sampled_error = 0.0F;  ///< largest sampled relative error accepted (verifying bounds)
-  float dropped_mass = 0.0F;   ///< largest share of softmax mass dropped by any query head
+  std::uint64_t clusters_dropped = 0;    ///< clusters and coarse nodes left out
+  std::uint64_t summaries_read = 0;      ///< summary rows scored, all levels
+  std::uint64_t bytes_read = 0;          ///< bytes of K, V and summaries read
+  std::uint64_t hits = 0;                ///< blocks found in the fast tier
+  std::uint64_t misses = 0;              ///< blocks fetched from the slow tier
+  std::uint64_t prefetched = 0;          ///< blocks whose fetch began before they were wanted
+  std::uint64_t prefetched_in_vain = 0;  ///< of these, not wanted in the end
+  std::uint64_t bytes_moved = 0;         ///< bytes fetched from the slow tier
+  std::uint64_t stall_ns =
+      0;  ///< nanoseconds spent on starting fetches and waiting for them, all workers
+  std::uint64_t rounds = 0;      ///< plans made; more than groups when checks asked for more
+  std::uint64_t capped = 0;      ///< groups whose bound met a cap before its target
+  float predicted_error = 0.0F;  ///< largest predicted relative error of any query head
+  float sampled_error = 0.0F;    ///< largest sampled relative error accepted (verifying bounds)
+  float dropped_mass = 0.0F;     ///< largest share of softmax mass dropped by any query head
 
   /// @brief Adds another step: counts add up, errors take the larger.
   step_stats& operator+=(const step_stats& other) noexcept {
@@ -47,6 +49,7 @@ struct step_stats {
     hits += other.hits;
     misses += other.misses;
     prefetched += other.prefetched;
+    prefetched_in_vain += other.prefetched_in_vain;
     bytes_moved += other.bytes_moved;
     stall_ns += other.stall_ns;
     rounds += other.rounds;

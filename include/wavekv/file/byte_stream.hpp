@@ -19,9 +19,10 @@
 
 namespace wavekv {
 
-static_assert(std::endian::native == std::endian::little,
-              "saved files are little-endian, and written as memory is: big-endian machines are not "
-              "supported");
+static_assert(
+    std::endian::native == std::endian::little,
+    "saved files are little-endian, and written as memory is: big-endian machines are not "
+    "supported");
 
 /// @brief Puts a part together.
 class byte_writer {

@@ -83,8 +83,8 @@ inline void compare_fingerprints(std::string_view seen, std::string_view due,
     const std::string_view seen_line = take_line(seen);
     const std::string_view due_line = take_line(due);
     if (seen_line != due_line) {
-      throw mismatch_error(detail::message(file, ": fingerprint: \"", seen_line,
-                                           "\"; allowed: \"", due_line, "\""));
+      throw mismatch_error(
+          detail::message(file, ": fingerprint: \"", seen_line, "\"; allowed: \"", due_line, "\""));
     }
   }
 }

@@ -61,7 +61,7 @@ class input_file {
   /// @throw io_error
   explicit input_file(std::filesystem::path path)
       : path_(std::move(path)), file_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
-    struct stat about {};
+    struct stat about{};
     if (file_.number() < 0 || ::fstat(file_.number(), &about) != 0) {
       detail::fail_at(path_, "open");
     }
@@ -114,11 +114,11 @@ class replacing_file {
         detail::fail_at(temporary_, "make");
       }
       if (::flock(file_.number(), LOCK_EX | LOCK_NB) != 0) {
-        throw io_error(detail::message(temporary_.string(),
-                                       " is being written by another save; allowed: one at a time"));
+        throw io_error(detail::message(
+            temporary_.string(), " is being written by another save; allowed: one at a time"));
       }
-      struct stat mine {};
-      struct stat named {};
+      struct stat mine{};
+      struct stat named{};
       if (::fstat(file_.number(), &mine) == 0 && ::stat(temporary_.c_str(), &named) == 0 &&
           mine.st_ino == named.st_ino && mine.st_dev == named.st_dev) {
         break;

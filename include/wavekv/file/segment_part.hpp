@@ -94,11 +94,11 @@ void check_image(const byte_reader& from, const Image& image) {
   std::vector<std::uint32_t> here;
   for (std::size_t level = 0; level < image.n_levels; ++level) {
     for (std::size_t h = 0; h < image.n_heads(); ++h) {
-      const auto n_below = static_cast<std::uint32_t>(level == 0 ? image.n_tokens
-                                                                 : image.n_nodes[h][level - 1]);
+      const auto n_below =
+          static_cast<std::uint32_t>(level == 0 ? image.n_tokens : image.n_nodes[h][level - 1]);
       if (!links_are_sound(links[level][h], n_below, tokens[h], here)) {
-        from.fail(message("has children of head ", h, ", level ", level,
-                          " that are not cut into runs"));
+        from.fail(
+            message("has children of head ", h, ", level ", level, " that are not cut into runs"));
       }
       const std::span<const float> sizes = numbers[level][h].first(here.size());
       const std::span<const float> dispersions = numbers[level][h].subspan(here.size());
@@ -152,8 +152,8 @@ Image get_segment(byte_reader& from, std::size_t n_heads, std::size_t n_levels, 
     for (std::size_t level = 0; level < head.size(); ++level) {
       const std::size_t n = head[level];
       if (level < image.n_levels ? n < 1 || n > most : n != 0) {
-        from.fail(detail::message("has ", n, " nodes at level ", level, "; allowed: ",
-                                  level < image.n_levels ? 1 : 0, " to ",
+        from.fail(detail::message("has ", n, " nodes at level ", level,
+                                  "; allowed: ", level < image.n_levels ? 1 : 0, " to ",
                                   level < image.n_levels ? most : 0));
       }
       most = n;

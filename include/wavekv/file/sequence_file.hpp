@@ -46,11 +46,16 @@ struct part_id {
   /// @brief Its name in messages.
   [[nodiscard]] std::string name() const {
     switch (kind) {
-      case part_kind::fingerprint: return "fingerprint";
-      case part_kind::layer: return detail::message("layer ", layer);
-      case part_kind::index: return detail::message("index of layer ", layer, ", segment ", segment);
-      case part_kind::engine: return "engine";
-      case part_kind::rows: return detail::message("rows of layer ", layer, ", segment ", segment);
+    case part_kind::fingerprint:
+      return "fingerprint";
+    case part_kind::layer:
+      return detail::message("layer ", layer);
+    case part_kind::index:
+      return detail::message("index of layer ", layer, ", segment ", segment);
+    case part_kind::engine:
+      return "engine";
+    case part_kind::rows:
+      return detail::message("rows of layer ", layer, ", segment ", segment);
     }
     return "part of unknown kind";
   }
@@ -58,7 +63,7 @@ struct part_id {
 
 /// @brief Where a part lies.
 struct part_place {
-  std::uint64_t offset = 0;    ///< of its first byte, a multiple of file_page_bytes
+  std::uint64_t offset = 0;  ///< of its first byte, a multiple of file_page_bytes
   std::uint64_t n_bytes = 0;
   std::uint64_t checksum = 0;  ///< of its bytes; 0 for rows, whose blocks have theirs in the index
 };
@@ -176,12 +181,12 @@ class sequence_file_reader {
       fail("header", "does not begin as a saved sequence does");
     }
     if (header.version != detail::file_version) {
-      fail("header", detail::message("version is ", header.version,
-                                     "; allowed: ", detail::file_version));
+      fail("header",
+           detail::message("version is ", header.version, "; allowed: ", detail::file_version));
     }
     if (header.checksum != header.checksum_due()) {
-      fail("header", detail::message("checksum is ", header.checksum,
-                                     "; allowed: ", header.checksum_due()));
+      fail("header",
+           detail::message("checksum is ", header.checksum, "; allowed: ", header.checksum_due()));
     }
     if (header.file_bytes != file_.size()) {
       fail("header", detail::message("file has ", file_.size(), " bytes; allowed: ",
@@ -251,16 +256,15 @@ class sequence_file_reader {
     file_.read(header.table_offset, std::as_writable_bytes(std::span(table)), "table of parts");
     const std::uint64_t seen = checksum(std::as_bytes(std::span(table)));
     if (seen != header.table_checksum) {
-      fail("table of parts", detail::message("has checksum ", seen,
-                                             "; allowed: ", header.table_checksum));
+      fail("table of parts",
+           detail::message("has checksum ", seen, "; allowed: ", header.table_checksum));
     }
     for (const detail::table_entry& entry : table) {
       const part_id id{static_cast<part_kind>(entry.kind), entry.layer, entry.segment};
       if (entry.offset % file_page_bytes != 0 || entry.offset > file_.size() ||
           entry.n_bytes > file_.size() - entry.offset) {
         fail(id.name(), detail::message("lies at byte ", entry.offset, " and has ", entry.n_bytes,
-                                        "; allowed: whole pages inside the file's ",
-                                        file_.size()));
+                                        "; allowed: whole pages inside the file's ", file_.size()));
       }
       if (!parts_.emplace(id, part_place{entry.offset, entry.n_bytes, entry.checksum}).second) {
         fail(id.name(), "is there twice; allowed: once");

@@ -217,9 +217,8 @@ class error_sampler {
     drawn.batch = number % n_batches;
     const auto& input = search.input();
     const auto& segment = *input.segments[drawn.where.segment];
-    const auto [first_cluster, last_cluster] =
-        segment.clusters_under(input.head, drawn.where.level,
-                               search.level(drawn.where.level).node[drawn.where.column]);
+    const auto [first_cluster, last_cluster] = segment.clusters_under(
+        input.head, drawn.where.level, search.level(drawn.where.level).node[drawn.where.column]);
     const std::uint32_t* first_token = segment.head(input.head).levels[0].first_child;
     const std::uint32_t n_tokens = first_token[last_cluster] - first_token[first_cluster];
     const auto token = first_token[first_cluster] +

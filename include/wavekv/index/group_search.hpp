@@ -438,6 +438,7 @@ class group_search {
     stats.hits = counts.hits;
     stats.misses = counts.misses;
     stats.prefetched = counts.prefetched;
+    stats.prefetched_in_vain = counts.prefetched_in_vain;
     stats.bytes_moved = counts.bytes_moved;
     stats.stall_ns = counts.stall_ns;
     return stats;
@@ -493,7 +494,7 @@ class group_search {
   zone_planner planner_;
   mutable std::vector<float> partials_;
   std::vector<float> merged_;
-  lane_type lane_;                      // what look_up began
+  lane_type lane_;  // what look_up began
   std::vector<used_cluster> used_again_;
   std::vector<std::size_t> first_run_;  // [segments + 1] of each segment, in the lane's runs
   std::vector<step_stats> part_stats_;

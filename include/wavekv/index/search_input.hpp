@@ -39,7 +39,8 @@ struct search_input {
   float softcap = 0.0F;
   const head_covariances* covariances = nullptr;  ///< of this head, or null: none known
   const float* queries = nullptr;                 ///< [group_size, key_dim], times the logit scale
-  std::span<const used_cluster> used;  ///< by the step before, in order: they will be wanted again, most likely
+  std::span<const used_cluster>
+      used;  ///< by the step before, in order: they will be wanted again, most likely
 };
 
 }  // namespace wavekv

@@ -292,7 +292,7 @@ class search_runner {
       const std::size_t n_parts = searches_[state.first_search + search].n_parts();
       for (std::size_t part = 0; part < n_parts; ++part) {
         state.tasks.emplace_back(static_cast<std::uint32_t>(search),
-                                  static_cast<std::uint32_t>(part));
+                                 static_cast<std::uint32_t>(part));
       }
     }
   }
@@ -320,10 +320,9 @@ class search_runner {
     for (const std::size_t search : state.active) {
       n_levels = std::max(n_levels, searches_[state.first_search + search].n_levels());
     }
-    for_parts(state, executor,
-              [](search_type& search, std::size_t part, worker_state& /*worker*/) {
-                search.template scan<accumulate>(part);
-              });
+    for_parts(state, executor, [](search_type& search, std::size_t part, worker_state& /*worker*/) {
+      search.template scan<accumulate>(part);
+    });
     for (std::size_t level = n_levels; level-- > 0;) {
       executor.parallel_for(state.active.size(), [&](std::size_t i, std::size_t /*worker*/) {
         search_type& search = searches_[state.first_search + state.active[i]];
