@@ -150,7 +150,7 @@ json live(const options& chosen) {
     switch (random() % 4) {
     case 0:
     case 1: {
-      const std::size_t n = cache.length(sequence) > 3000 ? 1 : 1 + random() % 500;
+      const std::size_t n = cache.length(sequence) > 3000 ? 1 : 1 + random() % 120;
       const std::size_t first = random() % 100;
       const auto view = wavekv::nhd(rows.data() + first * 64, n, 2, 32);
       cache.append(sequence, 0, view, view);

@@ -25,17 +25,17 @@ need_packages clang-19 libclang-rt-19-dev llvm-19 libomp-19-dev $packages_librar
   $packages_examples $packages_tests
 use_ccache
 
-build=build/fuzz
-cmake --preset clang -B "$build" -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
-  -DWAVEKV_BUILD_FUZZERS=ON -DWAVEKV_BUILD_BENCHMARKS=OFF -DWAVEKV_INSTALL=OFF
-cmake --build "$build" --target wavekv_fuzzers
-
 if ((${#names[@]} == 0)); then
   for harness in tests/fuzz/*_fuzz.cpp; do
     name=${harness##*/}
     names+=("${name%_fuzz.cpp}")
   done
 fi
+
+build=build/fuzz
+cmake --preset clang -B "$build" -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
+  -DWAVEKV_BUILD_FUZZERS=ON -DWAVEKV_BUILD_BENCHMARKS=OFF -DWAVEKV_INSTALL=OFF
+cmake --build "$build" --target "${names[@]/#/wavekv_fuzz_}"
 
 scratch=$(mktemp -d "$([[ -d /dev/shm ]] && echo /dev/shm || echo "${TMPDIR:-/tmp}")/wavekv_fuzz.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
@@ -61,6 +61,6 @@ for name in "${names[@]}"; do
   fi
   grep -E '(INITED|DONE) ' "$scratch/log"
   if $minimize; then
-    "$fuzzer" "${options[@]}" -merge=1 -use_counters=0 "$kept" "$work" 2>&1 | tail -n 1
+    "$fuzzer" "${options[@]}" -set_cover_merge=1 -use_counters=0 "$kept" "$work" 2>&1 | tail -n 1
   fi
 done

@@ -43,13 +43,13 @@ class aligned_storage {
     }
     const bool huge = n * sizeof(T) >= huge_page_bytes;
     const std::size_t align = huge ? huge_page_bytes : alignment;
-    const std::size_t bytes = (n * sizeof(T) + align - 1) / align * align;
+    const std::size_t bytes = (n * sizeof(T) + alignment - 1) / alignment * alignment;
     data_.reset(static_cast<T*>(::operator new(bytes, std::align_val_t{align})));
     data_.get_deleter().align = align;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (huge) {
-      (void)madvise(data_.get(), bytes,
-                    MADV_HUGEPAGE);  // advice only: smaller pages are correct, too
+      // Advice only: smaller pages are correct, too. Whole pages: of one that is used in part, all would be taken.
+      (void)madvise(data_.get(), bytes / huge_page_bytes * huge_page_bytes, MADV_HUGEPAGE);
     }
 #endif
   }

@@ -95,7 +95,9 @@ class group_search {
     reserve_room(part_stats_, limits.n_parts);
     reserve_room(merged_, partial_floats);
     reserve_room(first_run_, limits.n_segments + 1);
-    lane_.reserve(limits.n_nodes[0]);
+    if constexpr (reader_type::always_fast) {
+      lane_.reserve(limits.n_nodes[0]);  // else memory matters more than a step that allocates
+    }
     leaning_.reserve(limits);
     planner_.reserve(limits);
     for (std::size_t level = 0; level < max_tree_levels; ++level) {
