@@ -188,7 +188,7 @@ TEST_CASE_TEMPLATE("attends of a sequence that is longer than any before", Trans
       allocations_until_failure = left;
       try {
         f.cache.attend(longer, 0, rows(f.query, 1, n_query_heads, key_dim),
-                       wavekv::nhd(out.data(), 1, n_query_heads, value_dim), {}, bound);
+                       wavekv::nhd(out.data(), 1, n_query_heads, value_dim), bound);
       } catch (...) {
         const std::ptrdiff_t after = allocations_until_failure.exchange(-1);
         f.cache.release(longer);

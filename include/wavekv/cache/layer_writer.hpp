@@ -134,6 +134,7 @@ class layer_writer {
       return cut;
     }
     cut.tail.truncate(0);
+    cut.used.clear();  // segments go, and others may come to lie where they were
     while (!cut.segments.empty() && cut.segments.back()->first_token() >= n_tokens) {
       cut.segments.pop_back();
     }

@@ -49,7 +49,8 @@ class prefetched_blocks {
     try {
       for (std::size_t head = 0; head < used.size(); ++head) {
         for (const used_cluster& one : used[head]) {
-          if (one.place >= segments.size() || segments[one.place].get() != one.segment) {
+          if (one.place >= segments.size() || segments[one.place].get() != one.segment ||
+              one.cluster >= segments[one.place]->head(head).levels[0].n_nodes) {
             continue;
           }
           const auto& segment = *segments[one.place];
