@@ -2,6 +2,7 @@
 #include "linear.hpp"
 
 #include <algorithm>
+#include <vector>
 
 #include <Eigen/Core>
 #include <omp.h>
@@ -42,14 +43,19 @@ void visit_rows(const matrix_ref& matrix, std::size_t r, const F& f) {
 
 void vector_product(const matrix_ref& w, const float* x, std::size_t n_tokens, float* y) {
   const std::size_t n_tasks = (w.n_rows + rows_per_task - 1) / rows_per_task;
-  const bool alone = n_tokens == 1 && w.type == dtype::bf16;
-  const split_vector split(x, alone ? w.n_cols : 0);
+  // bf16 rows: a token at a time, while a task's rows are in the second-level cache. score_rows may round tokens to two
+  // bf16 terms, as good as it gets for a query and not enough here; and a token's products are the same in any company.
+  std::vector<split_vector> splits;
+  for (std::size_t t = 0; w.type == dtype::bf16 && t < n_tokens; ++t)
+    splits.emplace_back(x + t * w.n_cols, w.n_cols);
 #pragma omp parallel for schedule(dynamic) if (w.n_rows * w.n_cols >= min_parallel_elements)
   for (std::size_t task = 0; task < n_tasks; ++task) {
     const std::size_t first = task * rows_per_task;
     const std::size_t n = std::min(rows_per_task, w.n_rows - first);
-    if (alone) {
-      dot_rows(split, reinterpret_cast<const wavekv::bf16*>(w.row(first)), n, y + first);
+    if (!splits.empty()) {
+      const auto* rows = reinterpret_cast<const wavekv::bf16*>(w.row(first));
+      for (std::size_t t = 0; t < n_tokens; ++t)
+        dot_rows(splits[t], rows, n, y + t * w.n_rows + first);
       continue;
     }
     visit_rows(w, first, [&](const auto* rows) {
