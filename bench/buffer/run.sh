@@ -43,17 +43,13 @@ cmake --build "$build" --target wavekv_decode wavekv_memory wavekv_replay >>"$wo
   { tail -30 "$work/log" >&2; exit 1; }
 
 decode=(--steps 256 --warm-up 256)
-memory=(--kv-heads 8)
-if ((check)); then
-  decode=(--steps 128 --warm-up 256 --budgets 0.1)
-  memory=(--kv-heads 2)
-fi
+if ((check)); then decode=(--steps 128 --warm-up 256 --budgets 0.1); fi
 echo "--- decoding" >&2
 "$build/bin/wavekv_decode" "${decode[@]}" --work "$work" --json "$out/buffer_decode.json"
 echo "--- Belady's optimum" >&2
 "$build/bin/wavekv_replay" "$work/decode.trace" --json "$out/buffer_replay.json" >"$work/replay.md"
 echo "--- memory" >&2
-"$build/bin/wavekv_memory" "${memory[@]}" --work "$work" --json "$out/buffer_memory.json"
+"$build/bin/wavekv_memory" --work "$work" --json "$out/buffer_memory.json"
 echo >&2
 status=0
 python3 bench/buffer/report.py --decode "$out/buffer_decode.json" --replay "$out/buffer_replay.json" \

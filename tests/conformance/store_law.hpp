@@ -31,7 +31,7 @@ verdict store_law(const typename Store::options_type& options = {}, std::uint64_
   if (unit == 0 || (unit & (unit - 1)) != 0 || unit > 4096) {
     return "alignment() is no power of two up to 4096";
   }
-  const auto next_multiple = [unit](std::size_t n) { return (n + unit - 1) / unit * unit; };
+  const auto next_multiple = [&](std::size_t n) { return (n + unit - 1) / unit * unit; };
   std::atomic<int> n_wrong{0};
   std::atomic<int> n_refused{0};
   std::atomic<int> n_past_end{0};
