@@ -11,9 +11,7 @@
 /// @file token_runs.hpp
 /// @brief Tokens that lie in many runs, as one sequence of rows that is read a chunk at a time.
 
-namespace wavekv {
-
-namespace detail {
+namespace wavekv::detail {
 
 inline constexpr std::size_t chunk_rows = 64;  ///< rows a chunk: logits and weights stay in cache
 
@@ -78,6 +76,4 @@ class run_stretches {
   std::size_t value_bytes_;
 };
 
-}  // namespace detail
-
-}  // namespace wavekv
+}  // namespace wavekv::detail

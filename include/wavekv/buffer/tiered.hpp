@@ -26,9 +26,7 @@
 /// @file tiered.hpp
 /// @brief Blocks in two tiers: a block cache in memory over a store.
 
-namespace wavekv {
-
-namespace placement {
+namespace wavekv::placement {
 
 /// @brief Sealed rows live in a store, and the blocks that were used lately in memory, too; models placement_policy.
 ///
@@ -283,5 +281,4 @@ using tiered = tiered_over<file_store>;
 
 static_assert(placement_policy<tiered>);
 
-}  // namespace placement
-}  // namespace wavekv
+}  // namespace wavekv::placement

@@ -150,18 +150,18 @@ class block_reader {
       std::size_t n_left = 0;  // of these, not attended yet
     };
 
-    typename Buffer::transfer_type transfer;
-    std::vector<typename tiers_type::lease> leases;
-    std::vector<missing_block> missing;
-    std::vector<read_order> reads;
-    std::vector<arrived_block<T>> arrived;
-    std::array<half, 2> halves;
-    std::size_t n_prefetched =
-        0;                      // of the missing blocks, which come first: not wanted yet, perhaps
-    std::size_t next_read = 0;  // not started yet
-    std::size_t n_under_way = 0;
-    std::size_t attended = nothing;  // the read whose blocks are being attended
-    read_counts counts;
+    typename Buffer::transfer_type transfer_;
+    std::vector<typename tiers_type::lease> leases_;
+    std::vector<missing_block> missing_;
+    std::vector<read_order> reads_;
+    std::vector<arrived_block<T>> arrived_;
+    std::array<half, 2> halves_;
+    std::size_t n_prefetched_ =
+        0;                       // of the missing blocks, which come first: not wanted yet, perhaps
+    std::size_t next_read_ = 0;  // not started yet
+    std::size_t n_under_way_ = 0;
+    std::size_t attended_ = nothing;  // the read whose blocks are being attended
+    read_counts counts_;
 
     static constexpr std::size_t nothing = SIZE_MAX;
   };
@@ -180,13 +180,13 @@ class block_reader {
   static void open(lane_type& lane) noexcept {
     lane.runs.clear();
     lane.found.clear();
-    lane.leases.clear();
-    lane.missing.clear();
-    lane.reads.clear();
-    lane.n_prefetched = 0;
-    lane.next_read = 0;
-    lane.attended = lane_type::nothing;
-    lane.counts = {};
+    lane.leases_.clear();
+    lane.missing_.clear();
+    lane.reads_.clear();
+    lane.n_prefetched_ = 0;
+    lane.next_read_ = 0;
+    lane.attended_ = lane_type::nothing;
+    lane.counts_ = {};
   }
 
   /// @brief Blocks that will be wanted most likely, right after open: what of them is missing is read from now on, as far
@@ -207,12 +207,12 @@ class block_reader {
         if (n_bytes > lane_bytes / 2) {
           break;
         }
-        lane.missing.push_back({nobody, rows, which});
+        lane.missing_.push_back({nobody, rows, which});
       }
-      lane.n_prefetched = lane.missing.size();
-      lane.counts.prefetched = lane.counts.prefetched_in_vain = lane.n_prefetched;
+      lane.n_prefetched_ = lane.missing_.size();
+      lane.counts_.prefetched = lane.counts_.prefetched_in_vain = lane.n_prefetched_;
       order_reads(lane, 0);
-      start_half(lane, lane.halves[0]);
+      start_half(lane, lane.halves_[0]);
     }
   }
 
@@ -223,19 +223,19 @@ class block_reader {
     const auto lease = tiers_.look_up(rows, which);
     if constexpr (!always_fast) {
       if (!lease) {
-        for (std::size_t i = 0; i < lane.n_prefetched; ++i) {
-          if (lane.missing[i].rows == &rows && lane.missing[i].which.index == which.index &&
-              lane.missing[i].tag == nobody) {
-            lane.missing[i].tag = tag;
-            --lane.counts.prefetched_in_vain;
+        for (std::size_t i = 0; i < lane.n_prefetched_; ++i) {
+          if (lane.missing_[i].rows == &rows && lane.missing_[i].which.index == which.index &&
+              lane.missing_[i].tag == nobody) {
+            lane.missing_[i].tag = tag;
+            --lane.counts_.prefetched_in_vain;
             return;
           }
         }
-        lane.missing.push_back({tag, &rows, which});
+        lane.missing_.push_back({tag, &rows, which});
         return;
       }
       try {
-        lane.leases.push_back(lease);
+        lane.leases_.push_back(lease);
       } catch (...) {
         tiers_.release(std::span(&lease, 1));
         throw;
@@ -248,11 +248,11 @@ class block_reader {
 
   /// @brief Starts the reads of what is missing. Blocks: as the engine does.
   void start(lane_type& lane) {
-    lane.counts.hits = lane.found.size();
+    lane.counts_.hits = lane.found.size();
     if constexpr (!always_fast) {
-      lane.counts.misses = lane.missing.size() - lane.counts.prefetched_in_vain;
-      order_reads(lane, lane.n_prefetched);
-      for (auto& half : lane.halves) {
+      lane.counts_.misses = lane.missing_.size() - lane.counts_.prefetched_in_vain;
+      order_reads(lane, lane.n_prefetched_);
+      for (auto& half : lane.halves_) {
         if (half.n == 0) {
           start_half(lane, half);
         }
@@ -264,15 +264,15 @@ class block_reader {
   /// Blocks: until there are some.  @throw io_error
   std::span<const arrived_block<T>> next(lane_type& lane) {
     if constexpr (!always_fast) {
-      lane.arrived.clear();
-      while (lane.arrived.empty()) {  // nobody may have wanted what came
+      lane.arrived_.clear();
+      while (lane.arrived_.empty()) {  // nobody may have wanted what came
         finish_attended(lane);
-        if (lane.n_under_way == 0) {
+        if (lane.n_under_way_ == 0) {
           break;
         }
         take_arrival(lane);
       }
-      return lane.arrived;
+      return lane.arrived_;
     } else {
       return {};
     }
@@ -282,22 +282,22 @@ class block_reader {
   /// the block cache.
   read_counts close(lane_type& lane) noexcept {
     if constexpr (!always_fast) {
-      for (auto& half : lane.halves) {
+      for (auto& half : lane.halves_) {
         admit(lane, half);
       }
       release(lane);
     }
-    return lane.counts;
+    return lane.counts_;
   }
 
   /// @brief Ends a reading wherever it is. Blocks: until what is under way has arrived.
   void abandon(lane_type& lane) noexcept {
     if constexpr (!always_fast) {
-      while (lane.n_under_way != 0) {
-        (void)lane.transfer.next();
-        --lane.n_under_way;
+      while (lane.n_under_way_ != 0) {
+        (void)lane.transfer_.next();
+        --lane.n_under_way_;
       }
-      for (auto& half : lane.halves) {
+      for (auto& half : lane.halves_) {
         half.n = half.n_left = 0;
       }
       release(lane);
@@ -306,7 +306,7 @@ class block_reader {
 
   /// @brief What the reading did so far.
   [[nodiscard]] static const read_counts& counts(const lane_type& lane) noexcept {
-    return lane.counts;
+    return lane.counts_;
   }
 
   /// @brief A whole reading of blocks of one segment: calls on_block(i, runs) for each, in any order.
@@ -359,36 +359,36 @@ class block_reader {
   // other.
   void order_reads(lane_type& lane, std::size_t from) const {
     const std::uint64_t unit = tiers_.alignment();
-    for (std::size_t i = from; i < lane.missing.size(); ++i) {
-      const auto& one = lane.missing[i];
+    for (std::size_t i = from; i < lane.missing_.size(); ++i) {
+      const auto& one = lane.missing_[i];
       const std::uint64_t first = one.which.offset * sizeof(T);
       const std::uint64_t begin = first / unit * unit;
       const std::uint64_t end =
           (first + one.which.n_tokens * width_ * sizeof(T) + unit - 1) / unit * unit;
       if (i != from) {
-        auto& last = lane.reads.back();
-        if (lane.missing[i - 1].rows == one.rows && begin >= last.offset &&
+        auto& last = lane.reads_.back();
+        if (lane.missing_[i - 1].rows == one.rows && begin >= last.offset &&
             begin <= last.offset + last.n_bytes && end - last.offset <= most_read_bytes) {
           last.n_bytes = std::max<std::size_t>(last.n_bytes, end - last.offset);
           ++last.n;
           continue;
         }
       }
-      lane.reads.push_back({i, 1, begin, static_cast<std::size_t>(end - begin)});
+      lane.reads_.push_back({i, 1, begin, static_cast<std::size_t>(end - begin)});
     }
-    lane.arrived.reserve(lane.missing.size());
+    lane.arrived_.reserve(lane.missing_.size());
   }
 
   // Starts as many of the next reads as fit a half, which is empty.
   void start_half(lane_type& lane, half_type& half) {
     const std::size_t unit = std::max<std::size_t>(tiers_.alignment(), alignof(T));
     const auto room_for = [&](std::size_t n_bytes) { return (n_bytes + unit - 1) / unit * unit; };
-    half.first = lane.next_read;
+    half.first = lane.next_read_;
     half.n = half.n_left = 0;
     std::size_t n_bytes = 0;
-    std::size_t end = lane.next_read;
-    for (; end < lane.reads.size(); ++end) {
-      const std::size_t room = room_for(lane.reads[end].n_bytes);
+    std::size_t end = lane.next_read_;
+    for (; end < lane.reads_.size(); ++end) {
+      const std::size_t room = room_for(lane.reads_[end].n_bytes);
       if (n_bytes != 0 && n_bytes + room > lane_bytes / 2) {
         break;
       }
@@ -403,32 +403,32 @@ class block_reader {
     }
     const auto at = reinterpret_cast<std::uintptr_t>(half.memory.data());
     std::byte* to = half.memory.data() + (room_for(at) - at);
-    for (; lane.next_read < end; ++lane.next_read) {
-      auto& read = lane.reads[lane.next_read];
+    for (; lane.next_read_ < end; ++lane.next_read_) {
+      auto& read = lane.reads_[lane.next_read_];
       read.to = to;
       to += room_for(read.n_bytes);
-      lane.transfer.start(tiers_.fetch(*lane.missing[read.first].rows, read.offset,
-                                       std::span(read.to, read.n_bytes)),
-                          lane.next_read);
-      ++lane.n_under_way;
+      lane.transfer_.start(tiers_.fetch(*lane.missing_[read.first].rows, read.offset,
+                                        std::span(read.to, read.n_bytes)),
+                           lane.next_read_);
+      ++lane.n_under_way_;
       ++half.n;
       ++half.n_left;
-      lane.counts.bytes_moved += read.n_bytes;
+      lane.counts_.bytes_moved += read.n_bytes;
     }
-    if constexpr (requires { lane.transfer.submit(); }) {
-      lane.transfer.submit();
+    if constexpr (requires { lane.transfer_.submit(); }) {
+      lane.transfer_.submit();
     }
-    add_time_since(begun, lane.counts.stall_ns);
+    add_time_since(begun, lane.counts_.stall_ns);
   }
 
   // What the last call of next gave has been attended: its half may be used again once all of it has.
   void finish_attended(lane_type& lane) {
-    if (lane.attended == lane_type::nothing) {
+    if (lane.attended_ == lane_type::nothing) {
       return;
     }
-    auto& half = lane.halves[lane.attended - lane.halves[0].first < lane.halves[0].n ? 0 : 1];
-    lane.attended = lane_type::nothing;
-    if (--half.n_left == 0 && lane.next_read < lane.reads.size()) {
+    auto& half = lane.halves_[lane.attended_ - lane.halves_[0].first < lane.halves_[0].n ? 0 : 1];
+    lane.attended_ = lane_type::nothing;
+    if (--half.n_left == 0 && lane.next_read_ < lane.reads_.size()) {
       admit(lane, half);
       start_half(lane, half);
     }
@@ -436,30 +436,30 @@ class block_reader {
 
   void take_arrival(lane_type& lane) {
     const auto begun = clock::now();
-    const std::size_t which = lane.transfer.next();
-    --lane.n_under_way;
-    add_time_since(begun, lane.counts.stall_ns);
-    if (const std::exception_ptr failure = lane.transfer.failure()) {
+    const std::size_t which = lane.transfer_.next();
+    --lane.n_under_way_;
+    add_time_since(begun, lane.counts_.stall_ns);
+    if (const std::exception_ptr failure = lane.transfer_.failure()) {
       std::rethrow_exception(failure);
     }
-    const auto& read = lane.reads[which];
+    const auto& read = lane.reads_[which];
     for (std::size_t i = read.first; i < read.first + read.n; ++i) {
-      const auto& one = lane.missing[i];
+      const auto& one = lane.missing_[i];
       const T* rows = rows_at(read, one.which);
       tiers_.check(*one.rows, one.which, rows);
       const std::size_t n = one.which.n_tokens;
       if (one.tag != nobody) {
-        lane.arrived.push_back({one.tag, {rows, rows + n * key_dim_, n}});
+        lane.arrived_.push_back({one.tag, {rows, rows + n * key_dim_, n}});
       }
     }
-    lane.attended = which;
+    lane.attended_ = which;
   }
 
   void admit(lane_type& lane, half_type& half) noexcept {
     for (std::size_t r = half.first; lane.admits && r < half.first + half.n; ++r) {
-      const auto& read = lane.reads[r];
+      const auto& read = lane.reads_[r];
       for (std::size_t i = read.first; i < read.first + read.n; ++i) {
-        const auto& one = lane.missing[i];
+        const auto& one = lane.missing_[i];
         if (one.tag != nobody) {  // the block cache keeps what is used, whatever was read besides
           tiers_.admit(*one.rows, one.which, rows_at(read, one.which));
         }
@@ -469,8 +469,8 @@ class block_reader {
   }
 
   void release(lane_type& lane) noexcept {
-    tiers_.release(std::span<const typename tiers_type::lease>(lane.leases));
-    lane.leases.clear();
+    tiers_.release(std::span<const typename tiers_type::lease>(lane.leases_));
+    lane.leases_.clear();
   }
 
   std::size_t key_dim_;
