@@ -57,7 +57,7 @@ struct wave_buffer {
       placement_policy<Placement>,
       "wave_buffer: Placement must model wavekv::placement_policy (options_type, template "
       "tiers<T, Eviction> with handle, lease, always_fast, keep, look_up, for_runs, "
-      "release, copy, and unless always_fast alignment, fetch, check, admit); "
+      "release, copy, and unless always_fast holds, alignment, fetch, check, admit); "
       "see <wavekv/buffer/concepts.hpp>");
   static_assert(
       eviction_policy<Eviction>,

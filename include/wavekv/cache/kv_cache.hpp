@@ -321,7 +321,9 @@ class kv_cache {
   /// The last query of a sequence sits at its newest token and sees all tokens; the ones before it see one
   /// less each (speculative verification). They must lie in the window: n_queries <= window_tokens, and behind what
   /// is sealed, which after a truncation may reach up to the newest token.
-  /// Blocks: yes. Allocates: nothing after warm-up. Deterministic: for the same cache, whatever the executor and the batch.
+  /// Blocks: yes. Allocates: nothing after warm-up; with a slow tier now and then, when more blocks are missing
+  /// than ever before. Deterministic: for the same cache, whatever the executor and the batch; with a slow tier to the
+  /// rounding of sums, since blocks are added as they arrive.
   /// @param batch    sequences with the number of their queries; a sequence may stand in it twice
   /// @param queries  [sum of n_queries, n_query_heads, key_dim], finite
   /// @param out      [sum of n_queries, n_query_heads, value_dim], written; zeros for an empty sequence
