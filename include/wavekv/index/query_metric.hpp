@@ -161,12 +161,36 @@ class query_metric {
   /// @brief Bytes held.
   [[nodiscard]] std::size_t bytes() const noexcept { return lower_.size() * sizeof(float); }
 
-  /// @brief Whether this is a state that add can have led to; to be asked of one that was read from elsewhere.
-  [[nodiscard]] bool is_sound() const noexcept {
-    return rows_per_period_ >= 1 && period_ >= 1 && (period_ & (period_ - 1)) == 0 &&
-           period_ <= (std::size_t{1} << 40U) && lower_.size() == key_dim_ * (key_dim_ + 1) / 2 &&
-           std::isfinite(weight_) && std::isfinite(squares_) && weight_ >= 0 && squares_ >= 0 &&
-           std::ranges::all_of(lower_, [](float x) { return std::isfinite(x); });
+  /// @brief Whether this is a state that add can have led to, up to rounding; to be asked of one that was read from
+  /// elsewhere, since much is built on it: the sums are those of squares, and have a factor.
+  /// Complexity: O(key_dim³). Allocates two matrices.
+  [[nodiscard]] bool is_sound() const {
+    if (rows_per_period_ < 1 || period_ < 1 || (period_ & (period_ - 1)) != 0 ||
+        period_ > (std::size_t{1} << 40U) || lower_.size() != key_dim_ * (key_dim_ + 1) / 2 ||
+        !(weight_ >= 0.0 && weight_ < 1e30) || !(squares_ >= 0.0 && squares_ < 1e36)) {
+      return false;
+    }
+    for (const float sum : lower_) {  // no product is larger than the squares
+      if (!(std::abs(static_cast<double>(sum)) <= 1.01 * squares_)) {
+        return false;
+      }
+    }
+    std::vector<double> matrix(key_dim_ * key_dim_);
+    std::vector<float> lower(matrix.size());
+    normalized(matrix);
+    factor(lower);
+    for (std::size_t i = 0; i < key_dim_; ++i) {
+      double squared = 0.0;
+      for (std::size_t j = 0; j <= i; ++j) {
+        const auto element = static_cast<double>(lower[i * key_dim_ + j]);
+        squared += element * element;
+      }
+      const double due = matrix[i * key_dim_ + i];
+      if (!(std::abs(squared - due) <= 1e-2 * due)) {
+        return false;
+      }
+    }
+    return true;
   }
 
   /// @brief Calls visit for everything that was learnt, in a fixed order: what a file keeps of it.
