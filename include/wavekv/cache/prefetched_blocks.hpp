@@ -49,8 +49,7 @@ class prefetched_blocks {
     try {
       for (std::size_t head = 0; head < used.size(); ++head) {
         for (const used_cluster& one : used[head]) {
-          if (one.place >= segments.size() || segments[one.place].get() != one.segment ||
-              one.cluster >= segments[one.place]->head(head).levels[0].n_nodes) {
+          if (!is_there(one, segments, head)) {
             continue;
           }
           const auto& segment = *segments[one.place];

@@ -80,8 +80,7 @@ class saved_sequence {
     const file_rows rows(reader, from);
     executor.parallel_for(places.size(), [&](std::size_t i, std::size_t /*worker*/) {
       const auto [layer, segment] = places[i];
-      layers[layer].segments[segment] =
-          read_segment(from, layer, segment, sizes, n_levels, reader, rows);
+      layers[layer].segments[segment] = read_segment(from, layer, segment, sizes, n_levels, rows);
     });
     for (std::uint32_t layer = 0; layer < layers.size(); ++layer) {
       check_order(from, layers[layer], layer, max_tokens);
@@ -181,9 +180,8 @@ class saved_sequence {
   static std::shared_ptr<const segment_type> read_segment(const sequence_file_reader& from,
                                                           std::uint32_t layer, std::uint32_t number,
                                                           const geometry& sizes,
-                                                          std::size_t n_levels, reader_type& reader,
+                                                          std::size_t n_levels,
                                                           const file_rows& rows) {
-    (void)reader;
     const part_id id{part_kind::index, layer, number};
     const part_id rows_id{part_kind::rows, layer, number};
     const aligned_storage<std::byte> part = from.read(id);

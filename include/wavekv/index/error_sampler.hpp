@@ -194,12 +194,7 @@ class error_sampler {
       reader.abandon(lane);
       throw;
     }
-    const read_counts counts = reader.close(lane);
-    step_stats& stats = search.own_stats();
-    stats.hits += counts.hits;
-    stats.misses += counts.misses;
-    stats.bytes_moved += counts.bytes_moved;
-    stats.stall_ns += counts.stall_ns;
+    search.own_stats() += search_type::counted(reader.close(lane));
   }
 
   // The draw of one number: a node by its weight, a token uniformly inside it; then the cluster it lies in.

@@ -163,9 +163,7 @@ class group_search {
   void prefetch(reader_type& reader) {
     used_again_.clear();
     for (const used_cluster& one : input_.used) {
-      // Not cut off since; another segment may have taken the place, and even the address, of one that was.
-      if (one.place < input_.segments.size() && input_.segments[one.place].get() == one.segment &&
-          one.cluster < input_.segments[one.place]->head(input_.head).levels[0].n_nodes) {
+      if (is_there(one, input_.segments, input_.head)) {
         used_again_.push_back(one);
       }
     }
@@ -347,6 +345,18 @@ class group_search {
     return sum;
   }
 
+  /// @brief What a reading did, as part of a step.
+  static step_stats counted(const read_counts& counts) noexcept {
+    step_stats stats;
+    stats.hits = counts.hits;
+    stats.misses = counts.misses;
+    stats.prefetched = counts.prefetched;
+    stats.prefetched_in_vain = counts.prefetched_in_vain;
+    stats.bytes_moved = counts.bytes_moved;
+    stats.stall_ns = counts.stall_ns;
+    return stats;
+  }
+
   [[nodiscard]] const input_type& input() const noexcept { return input_; }
   [[nodiscard]] const level_type& level(std::size_t l) const noexcept { return levels_[l]; }
   /// @brief What clusters look like along the queries; valid after open_top.
@@ -433,17 +443,6 @@ class group_search {
       const auto run_at = [&](std::size_t i) { return arrived[i].tokens; };
       attend_runs(queries(), arrived.size(), run_at, input_.softcap, partial(arrived[0].tag));
     }
-  }
-
-  static step_stats counted(const read_counts& counts) noexcept {
-    step_stats stats;
-    stats.hits = counts.hits;
-    stats.misses = counts.misses;
-    stats.prefetched = counts.prefetched;
-    stats.prefetched_in_vain = counts.prefetched_in_vain;
-    stats.bytes_moved = counts.bytes_moved;
-    stats.stall_ns = counts.stall_ns;
-    return stats;
   }
 
   // Enters a family of the part's segment into the level's frontier, all but its logits, and books the reading.

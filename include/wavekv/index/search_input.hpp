@@ -23,6 +23,16 @@ struct used_cluster {
   std::uint32_t cluster = 0;
 };
 
+/// @brief Whether a cluster that was used is one of these segments' still: they may have been cut off since, and another
+/// segment may have taken the place, and even the address, of one that was.
+/// @param segments  of the sequence, by pointers
+template <class Segments>
+[[nodiscard]] bool is_there(const used_cluster& used, const Segments& segments,
+                            std::size_t head) noexcept {
+  return used.place < segments.size() && segments[used.place].get() == used.segment &&
+         used.cluster < segments[used.place]->head(head).levels[0].n_nodes;
+}
+
 /// @brief What a search is about: one query token's query heads of one KV head, and what they may see.
 /// Views only.
 template <scalar T, class Handle>
