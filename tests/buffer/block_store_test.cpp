@@ -30,15 +30,15 @@ namespace fs = std::filesystem;
 namespace {
 
 /// A directory of this test's own, gone afterwards.
-class own_directory {
+class scratch_folder {
  public:
-  own_directory()
+  scratch_folder()
       : path_(fs::temp_directory_path() / ("wavekv-store-test-" + std::to_string(::getpid()))) {
     fs::create_directories(path_);
   }
-  own_directory(const own_directory&) = delete;
-  own_directory& operator=(const own_directory&) = delete;
-  ~own_directory() { fs::remove_all(path_); }
+  scratch_folder(const scratch_folder&) = delete;
+  scratch_folder& operator=(const scratch_folder&) = delete;
+  ~scratch_folder() { fs::remove_all(path_); }
   [[nodiscard]] const fs::path& path() const { return path_; }
   [[nodiscard]] bool is_empty() const { return fs::is_empty(path_); }
 
@@ -73,7 +73,7 @@ std::string message_of(Call&& call) {
 }  // namespace
 
 TEST_CASE("stores that ship keep the law of their slot") {
-  const own_directory directory;
+  const scratch_folder directory;
   const std::uint64_t seed = wavekv_test::run_seed();
   CHECK(wavekv_test::store_law<wavekv::memory_store>({}, seed) == "");
   for (const bool direct : {true, false}) {
@@ -87,7 +87,7 @@ TEST_CASE("stores that ship keep the law of their slot") {
 }
 
 TEST_CASE("file_store: a named file is new, and goes with the store; others are left alone") {
-  const own_directory directory;
+  const scratch_folder directory;
   const fs::path name = directory.path() / "blocks";
   {
     file_store store({name, true});
@@ -106,7 +106,7 @@ TEST_CASE("file_store: a named file is new, and goes with the store; others are 
 }
 
 TEST_CASE("file_store: a region outlives the store, and moves") {
-  const own_directory directory;
+  const scratch_folder directory;
   const std::vector<std::byte> bytes = bytes_of(30000, 2);
   file_store::region region;
   {
@@ -121,7 +121,7 @@ TEST_CASE("file_store: a region outlives the store, and moves") {
 }
 
 TEST_CASE("file_store: space that is given up is used again") {
-  const own_directory directory;
+  const scratch_folder directory;
   file_store store({directory.path(), true});
   std::mt19937_64 random = wavekv_test::generator("file_store, space");
   std::vector<std::pair<file_store::region, std::uint64_t>> held;
@@ -140,7 +140,7 @@ TEST_CASE("file_store: space that is given up is used again") {
 }
 
 TEST_CASE("file_store: a file that was cut short, and a disk that is full, are io_errors") {
-  const own_directory directory;
+  const scratch_folder directory;
   const fs::path name = directory.path() / "blocks";
   for (const bool direct : {true, false}) {
     CAPTURE(direct);
@@ -173,7 +173,7 @@ TEST_CASE("file_store: a file that was cut short, and a disk that is full, are i
 }
 
 TEST_CASE("file_store: what its reads prefer, and where a region lies") {
-  const own_directory directory;
+  const scratch_folder directory;
   const std::vector<std::byte> bytes = bytes_of(3 * 4096 + 100, 7);
   for (const bool direct : {true, false}) {
     CAPTURE(direct);
@@ -197,7 +197,7 @@ TEST_CASE("file_store: what its reads prefer, and where a region lies") {
 }
 
 TEST_CASE("file_store: a part of an outside file is read, and the file left alone") {
-  const own_directory directory;
+  const scratch_folder directory;
   const fs::path name = directory.path() / "saved";
   constexpr std::size_t page = file_store::page_bytes;
   const std::vector<std::byte> bytes = bytes_of(20 * page, 9);
@@ -264,7 +264,7 @@ TEST_CASE("file_store: a part of an outside file is read, and the file left alon
 }
 
 TEST_CASE("file_store: an outside file that is not there, too short, or cut at odd places") {
-  const own_directory directory;
+  const scratch_folder directory;
   const fs::path name = directory.path() / "saved";
   constexpr std::size_t page = file_store::page_bytes;
   std::ofstream(name, std::ios::binary) << std::string(6 * page + 100, 'x');

@@ -130,7 +130,7 @@ TEST_CASE("over memory, lru, inline reads") {
 }
 
 TEST_CASE("over a file, lru, reads on threads") {
-  const own_directory directory;
+  const scratch_folder directory;
   placement::tiered::options_type options;
   options.store.path = directory.path() / "blocks";
   live_everywhere<wavekv::wave_buffer<placement::tiered, eviction::lru, transfer::threads>>(
@@ -139,7 +139,7 @@ TEST_CASE("over a file, lru, reads on threads") {
 }
 
 TEST_CASE("over a file, clock, inline reads") {
-  const own_directory directory;
+  const scratch_folder directory;
   for (const bool direct : {true, false}) {
     placement::tiered::options_type options;
     options.store = {directory.path(), direct};

@@ -54,7 +54,7 @@ placement::tiered::options_type in_file(const fs::path& path, std::size_t fast_b
 
 TEST_CASE("what was wrong with the options, or with the place of the file, is said when the cache "
           "is made") {
-  const own_directory directory;
+  const scratch_folder directory;
   const auto make = [](const placement::tiered::options_type& options) {
     const cache_of<file_buffer> cache(small_geometry(), small_options<file_buffer>(options));
   };
@@ -70,7 +70,7 @@ TEST_CASE("what was wrong with the options, or with the place of the file, is sa
 }
 
 TEST_CASE("layers of several sequences in one cache do not meet") {
-  const own_directory directory;
+  const scratch_folder directory;
   twins<file_buffer> both(in_file(directory.path(), 20000), {}, 3);
   for (int i = 0; i < 3; ++i) both.create();
   for (std::size_t layer = 0; layer < 3; ++layer) {
@@ -123,7 +123,7 @@ TEST_CASE("forks share blocks in both tiers") {
 }
 
 TEST_CASE("a sequence that is released gives back its space in the file, and its slots") {
-  const own_directory directory;
+  const scratch_folder directory;
   const fs::path name = directory.path() / "blocks";
   constexpr std::size_t n_tokens = 16 + 4 + 3 * 64;
   // Slots for two such sequences, and some that blocks leave unfilled.
@@ -239,7 +239,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a block in the file that has changed, and a file that was cut short") {
-  const own_directory directory;
+  const scratch_folder directory;
   const fs::path name = directory.path() / "blocks";
   for (const bool direct : {true, false}) {
     CAPTURE(direct);
@@ -335,7 +335,7 @@ TEST_CASE("statistics of the whole cache add up") {
 }
 
 TEST_CASE("several threads, each with sequences of its own, over one cache with hardly any room") {
-  const own_directory directory;
+  const scratch_folder directory;
   // What one user does: the answers, in order.
   const auto use = [](auto& cache, std::uint64_t seed, std::size_t layer, bool flushes) {
     random_engine random(seed);
@@ -551,7 +551,7 @@ TEST_CASE_TEMPLATE(
 }
 
 TEST_CASE("rows in a file of another's making are read where they lie") {
-  const own_directory directory;
+  const scratch_folder directory;
   const fs::path name = directory.path() / "saved";
   random_engine random(75);
   const std::vector<wavekv::block> blocks = {{0, 0, 9}, {1, 9 * 28, 100}, {2, 109 * 28, 3}};

@@ -13,35 +13,14 @@
 #include <string_view>
 #include <vector>
 
-#include <unistd.h>
-
 #include <wavekv/file/sequence_file.hpp>
+
+#include "support/scratch_folder.hpp"
 
 /// @file saved_file.hpp
 /// @brief Saved sequences as bytes: where their parts lie, and what happens to them.
 
 namespace wavekv_test {
-
-/// @brief A folder for a test's files, gone with it.
-class scratch_folder {
- public:
-  scratch_folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "wavekv-test-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  scratch_folder(const scratch_folder&) = delete;
-  scratch_folder& operator=(const scratch_folder&) = delete;
-  ~scratch_folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  [[nodiscard]] std::filesystem::path operator/(std::string_view name) const {
-    return path_ / name;
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 using file_bytes = std::vector<std::byte>;
 

@@ -19,6 +19,7 @@
 
 #include "archetypes/executors.hpp"
 #include "support/model.hpp"
+#include "support/scratch_folder.hpp"
 
 /// @file tiered_cache.hpp
 /// @brief A cache with two tiers beside a resident one, to which the same is done: their answers must agree.
@@ -109,24 +110,6 @@ inline double distance(const outputs& got, const outputs& expected) {
 }
 
 inline constexpr double tolerance = 1e-5;
-
-/// @brief A directory of a test's own, gone afterwards.
-class own_directory {
- public:
-  own_directory() {
-    std::string name = (std::filesystem::temp_directory_path() / "wavekv-tiered-XXXXXX").string();
-    REQUIRE(::mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  own_directory(const own_directory&) = delete;
-  own_directory& operator=(const own_directory&) = delete;
-  ~own_directory() { std::filesystem::remove_all(path_); }
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-  [[nodiscard]] bool is_empty() const { return std::filesystem::is_empty(path_); }
-
- private:
-  std::filesystem::path path_;
-};
 
 /// @brief The same calls on a cache with two tiers and on a resident one. Sequences are named by the order of their making.
 template <class Buffer>
