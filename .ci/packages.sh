@@ -6,7 +6,9 @@
 packages_library="cmake ninja-build libeigen3-dev libhwy-dev libxxhash-dev"
 packages_examples="nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev"
 packages_io_uring="liburing-dev" # for wavekv::io_uring, which is left out without it
-packages_tests="doctest-dev $packages_io_uring"
+packages_emulated_device="libboost-context-dev libthrust-dev libcub-dev" # the CUDA backend, on the CPU
+packages_tests="doctest-dev $packages_io_uring $packages_emulated_device"
+packages_cuda="python3 python3-venv" # beside the CUDA toolkit, which Debian does not have
 packages_benches="libbenchmark-dev"
 packages_instructions="g++-12 python3 valgrind"
 packages_reference="python3-venv"
@@ -35,5 +37,5 @@ need_packages() {
 
 # use_ccache: compiles through ccache where it is installed.
 use_ccache() {
-  if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
+  if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache; fi
 }

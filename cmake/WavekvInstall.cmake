@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #
-# Installs the headers and the package that `find_package(wavekv 0.1)` finds.
+# Installs the headers and the package that `find_package(wavekv 0.1)` finds; `find_package(wavekv 0.1 COMPONENTS cuda)`
+# gives wavekv::cuda too, for which the CUDA toolkit must be there.
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
 set(wavekv_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/wavekv") # share: nothing here is compiled
 
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/wavekv"
-  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp")
+  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh")
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 install(TARGETS wavekv EXPORT wavekvTargets)
 install(EXPORT wavekvTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
@@ -15,6 +16,8 @@ if(TARGET wavekv_io_uring) # a file of its own: who has no liburing does not rea
   install(TARGETS wavekv_io_uring EXPORT wavekvIoUringTargets)
   install(EXPORT wavekvIoUringTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
 endif()
+install(TARGETS wavekv_cuda EXPORT wavekvCudaTargets) # likewise: only component cuda reads it
+install(EXPORT wavekvCudaTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
 
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/wavekvConfig.cmake.in"
   "${PROJECT_BINARY_DIR}/wavekvConfig.cmake" INSTALL_DESTINATION "${wavekv_package_dir}")
@@ -24,6 +27,7 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/wavekvConfigVersion.cmak
 install(FILES
   "${PROJECT_BINARY_DIR}/wavekvConfig.cmake"
   "${PROJECT_BINARY_DIR}/wavekvConfigVersion.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/FindCccl.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindHighwayHeaders.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindLiburing.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindXxHash.cmake"

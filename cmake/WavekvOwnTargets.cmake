@@ -18,3 +18,21 @@ function(wavekv_own_target)
       ${march})
   endforeach()
 endfunction()
+
+# wavekv_own_cuda_target(<target>...): the same for what nvcc compiles.
+function(wavekv_own_cuda_target)
+  set(host_options -Wall -Wextra -Wconversion -Wno-sign-conversion -Wshadow) # -Wpedantic: nvcc's own output is not
+  if(WAVEKV_WERROR)
+    list(APPEND host_options -Werror)
+  endif()
+  if(WAVEKV_NATIVE)
+    list(APPEND host_options -march=native)
+  endif()
+  list(JOIN host_options "," host_options)
+  foreach(target IN LISTS ARGN)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo> # profilers and sanitizers name source lines; costs nothing at run time
+      $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${host_options}>
+      $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${WAVEKV_WERROR}>>:-Werror=all-warnings>)
+  endforeach()
+endfunction()

@@ -18,19 +18,17 @@
 #include <nlohmann/json.hpp>
 
 #include "comparison.hpp"
+#include "engine.hpp"
 #include "error.hpp"
 #include "generation.hpp"
 #include "interrupt.hpp"
-#include "model.hpp"
 #include "needle.hpp"
 #include "progress.hpp"
 #include "run_options.hpp"
 #include "sampler.hpp"
-#include "saved_prompt.hpp"
 #include "tiers.hpp"
 #include "tokenizer.hpp"
 #include "unicode.hpp"
-#include "wave_attention.hpp"
 
 namespace {
 
@@ -66,6 +64,7 @@ void parse_command_line(CLI::App& app, options& options) {
   prompt->require_option(1);
   add_common_options(app, options);
   add_tier_options(app, options.tiers);
+  add_device_option(app, options, {"--save", "--load", "--ram-budget", "--store"});
   app.add_option("--save", options.save,
                  "Write the prompt, once read, with its index to this file");
   app.add_option("--load", options.load,
@@ -142,9 +141,9 @@ prompt make_prompt(const options& options, tokenizer& tokenizer, const model_con
   return prompt;
 }
 
-/// A session that has read the prompt but for its last token, and how long that took.
-struct read_session {
-  session read;
+/// A sequence that has read the prompt but for its last token, and how long that took.
+struct read_sequence {
+  std::unique_ptr<sequence> read;
   double seconds = 0;
 };
 
@@ -160,25 +159,25 @@ void join_prompts(const std::vector<token_id>& saved, prompt& prompt, std::size_
   tokens.insert(tokens.begin(), saved.begin(), saved.end());
 }
 
-template <class Cache>
-read_session read_with_progress(model& model, const tokenizer& tokenizer, prompt& prompt,
-                                const options& options, Cache& cache, const any_bound& bound) {
-  read_session result;
+read_sequence read_with_progress(engine& engine, const tokenizer& tokenizer, prompt& prompt,
+                                 const options& options, const any_bound& bound) {
+  read_sequence result;
   const std::string name = model_name(options);
   const double begin = seconds_now();
   if (options.load.empty()) {
-    result.read = model.start(std::make_unique<wave_attention<Cache>>(cache, bound));
+    result.read = engine.start(bound);
   } else {
-    auto saved = load_prompt<Cache>(options.load, model, cache, bound, name);
-    join_prompts(saved.tokens, prompt, prefix(options, tokenizer, model.config()).size());
-    result.read = std::move(saved.read);
-    std::fprintf(stderr, "loaded %zu tokens in %.2f s\n", result.read.n_tokens,
+    std::vector<token_id> saved;
+    result.read = engine.load(options.load, bound, saved, name);
+    join_prompts(saved, prompt, prefix(options, tokenizer, engine.config()).size());
+    std::fprintf(stderr, "loaded %zu tokens in %.2f s\n", engine.length(*result.read),
                  seconds_now() - begin);
   }
-  progress bar("prefill", prompt.tokens.size() - result.read.n_tokens);
+  const std::size_t n_read = engine.length(*result.read);
+  progress bar("prefill", prompt.tokens.size() - n_read);
   try {
-    read_prompt(model, result.read, std::span(prompt.tokens).subspan(result.read.n_tokens),
-                options.chunk, [&](double n_done) { bar.update(n_done); });
+    read_prompt(engine, *result.read, std::span(prompt.tokens).subspan(n_read), options.chunk,
+                [&](double n_done) { bar.update(n_done); });
     bar.finish();
   } catch (...) {
     bar.finish();
@@ -187,8 +186,8 @@ read_session read_with_progress(model& model, const tokenizer& tokenizer, prompt
   result.seconds = seconds_now() - begin;
   if (!options.save.empty()) {
     const double saving = seconds_now();
-    save_prompt<Cache>(options.save, result.read, prompt.tokens, name);
-    std::fprintf(stderr, "saved %zu tokens in %.2f s: %s\n", result.read.n_tokens,
+    engine.save(*result.read, options.save, prompt.tokens, name);
+    std::fprintf(stderr, "saved %zu tokens in %.2f s: %s\n", engine.length(*result.read),
                  seconds_now() - saving, options.save.c_str());
   }
   return result;
@@ -250,20 +249,18 @@ nlohmann::json prompt_json(const options& options, const prompt& prompt, double 
 }
 
 /// The plain run: one sequence, text as it comes.
-template <class Cache>
-bool run_once(const options& options, model& model, const tokenizer& tokenizer, prompt prompt,
-              Cache& cache) {
-  auto [session, prefill_seconds] = read_with_progress(model, tokenizer, prompt, options, cache,
-                                                       make_bound(options.cache, options));
+bool run_once(const options& options, engine& engine, const tokenizer& tokenizer, prompt prompt) {
+  auto [sequence, prefill_seconds] =
+      read_with_progress(engine, tokenizer, prompt, options, make_bound(options.cache, options));
   text_printer printer(tokenizer);
   const bool stream = !prompt.asked;  // of a needle only the number is of interest
-  const auto generated = generate(model, session, prompt.tokens.back(), make_sampler(options),
+  const auto generated = generate(engine, *sequence, prompt.tokens.back(), make_sampler(options),
                                   stop_rule(options), [&](token_id token) {
                                     if (stream) printer(token);
                                   });
   if (stream) printer.finish();
   const side wave{options.cache, answer_of(generated, tokenizer, prompt), generated,
-                  static_cast<const wave_attention<Cache>&>(*session.attention).record()};
+                  engine.record(*sequence)};
   report_needle(prompt, wave.answer);
   std::fprintf(stderr, "prefill %.1f s (%.0f tokens/s), decode %.1f tokens/s\n", prefill_seconds,
                static_cast<double>(prompt.tokens.size()) / prefill_seconds,
@@ -275,50 +272,41 @@ bool run_once(const options& options, model& model, const tokenizer& tokenizer, 
 }
 
 /// One decode from a fork of the prompt, answered by `bound`.
-template <class Cache>
 side decode_fork(const std::string& name, const any_bound& bound, const options& options,
-                 model& model, const tokenizer& tokenizer, const prompt& prompt,
-                 const session& read) {
-  const auto& parent = static_cast<const wave_attention<Cache>&>(*read.attention);
-  auto session = read.fork(std::make_unique<wave_attention<Cache>>(parent, bound));
+                 engine& engine, const tokenizer& tokenizer, const prompt& prompt,
+                 const sequence& read) {
+  const auto forked = engine.fork(read, bound);
   auto generated =
-      generate(model, session, prompt.tokens.back(), make_sampler(options), stop_rule(options));
-  const auto& record = static_cast<const wave_attention<Cache>&>(*session.attention).record();
-  return {name, answer_of(generated, tokenizer, prompt), generated, record};
+      generate(engine, *forked, prompt.tokens.back(), make_sampler(options), stop_rule(options));
+  return {name, answer_of(generated, tokenizer, prompt), generated, engine.record(*forked)};
 }
 
 /// The steps of `wave` once more, untimed, each beside full attention on the same cache.
-template <class Cache>
-std::vector<float> true_errors(const side& wave, const any_bound& bound, model& model,
-                               const prompt& prompt, const session& read) {
-  const auto& parent = static_cast<const wave_attention<Cache>&>(*read.attention);
-  auto session = read.fork(std::make_unique<error_probe<Cache>>(parent, bound));
-  replay(model, session, prompt.tokens.back(), wave.generated);
-  return static_cast<const error_probe<Cache>&>(*session.attention).record().true_errors;
+std::vector<float> true_errors(const side& wave, const any_bound& bound, engine& engine,
+                               const prompt& prompt, const sequence& read) {
+  const auto forked = engine.fork(read, bound, true);
+  replay(engine, *forked, prompt.tokens.back(), wave.generated);
+  return engine.record(*forked).true_errors;
 }
 
 /// A few steps that nobody times: pages of the weights come in, scratch memory grows.
-template <class Cache>
-void warm_up(const any_bound& bound, model& model, const prompt& prompt, const session& read) {
-  const auto& parent = static_cast<const wave_attention<Cache>&>(*read.attention);
-  auto session = read.fork(std::make_unique<wave_attention<Cache>>(parent, bound));
-  generate(model, session, prompt.tokens.back(), sampler({}), {4, false});
+void warm_up(const any_bound& bound, engine& engine, const prompt& prompt, const sequence& read) {
+  const auto forked = engine.fork(read, bound);
+  generate(engine, *forked, prompt.tokens.back(), sampler({}), {4, false});
 }
 
 /// One prefill, then the same decode with full attention and with the bound, each timed alone.
-template <class Cache>
-bool run_comparison(const options& options, model& model, const tokenizer& tokenizer, prompt prompt,
-                    Cache& cache) {
+bool run_comparison(const options& options, engine& engine, const tokenizer& tokenizer,
+                    prompt prompt) {
   const auto bound = make_bound(options.cache, options);
-  auto [read, prefill_seconds] =
-      read_with_progress(model, tokenizer, prompt, options, cache, bound);
+  auto [read, prefill_seconds] = read_with_progress(engine, tokenizer, prompt, options, bound);
   for (const any_bound& each : {any_bound(wavekv::exact{}), bound})
-    warm_up<Cache>(each, model, prompt, read);
-  const auto full = decode_fork<Cache>("full attention", wavekv::exact{}, options, model, tokenizer,
-                                       prompt, read);
-  auto wave = decode_fork<Cache>("wave index", bound, options, model, tokenizer, prompt, read);
+    warm_up(each, engine, prompt, *read);
+  const auto full =
+      decode_fork("full attention", wavekv::exact{}, options, engine, tokenizer, prompt, *read);
+  auto wave = decode_fork("wave index", bound, options, engine, tokenizer, prompt, *read);
   if (full.generated.interrupted || wave.generated.interrupted) return false;
-  wave.record.true_errors = true_errors<Cache>(wave, bound, model, prompt, read);
+  wave.record.true_errors = true_errors(wave, bound, engine, prompt, *read);
   if (prompt.asked) {
     report_needle(prompt, wave.answer);
   } else {
@@ -334,26 +322,16 @@ bool run_comparison(const options& options, model& model, const tokenizer& token
 
 int run(const options& options) {
   use_threads(options);
-  model model(options.model);
+  const auto engine = make_engine(options, options.tiers);
   tokenizer tokenizer(options.model);
-  const auto prompt = make_prompt(options, tokenizer, model.config());
-  if (prompt.tokens.size() > model.config().max_positions)
+  const auto& config = engine->config();
+  const auto prompt = make_prompt(options, tokenizer, config);
+  if (prompt.tokens.size() > config.max_positions)
     std::fprintf(stderr, "warning: the prompt has %zu tokens, the model was made for %zu\n",
-                 prompt.tokens.size(), model.config().max_positions);
-  const auto run_with = [&](auto& cache) {
-    return options.compare ? run_comparison(options, model, tokenizer, prompt, cache)
-                           : run_once(options, model, tokenizer, prompt, cache);
-  };
-  const auto sizes = cache_geometry(model.config(), model.n_full_layers());
-  bool complete = false;
-  if (options.tiers.wanted()) {
-    tiered_cache cache(sizes, options.tiers.cache_options());
-    complete = run_with(cache);
-    print_tiers(cache.stats());
-  } else {
-    wavekv::kv_cache<> cache(sizes);
-    complete = run_with(cache);
-  }
+                 prompt.tokens.size(), config.max_positions);
+  const bool complete = options.compare ? run_comparison(options, *engine, tokenizer, prompt)
+                                        : run_once(options, *engine, tokenizer, prompt);
+  engine->report();
   return complete ? 0 : interrupted_status;
 }
 

@@ -11,8 +11,8 @@
 #include "config.hpp"
 #include "linear.hpp"
 #include "rope.hpp"
-#include "safetensors.hpp"
 #include "session.hpp"
+#include "weights.hpp"
 
 namespace transformer {
 
@@ -24,10 +24,10 @@ class model {
   /// @throw model_error
   explicit model(const std::filesystem::path& directory);
 
-  const model_config& config() const noexcept { return config_; }
+  const model_config& config() const noexcept { return weights_.config(); }
 
   /// @brief Number of layers that attend to everything: the layers of the KV cache.
-  std::size_t n_full_layers() const noexcept { return n_full_layers_; }
+  std::size_t n_full_layers() const noexcept { return weights_.n_full_layers(); }
 
   /// @brief An empty sequence whose full-attention layers are kept by `attention`.
   session start(std::unique_ptr<full_attention> attention) const;
@@ -40,30 +40,20 @@ class model {
   void prefill(session& session, std::span<const token_id> chunk,
                const std::function<void(double)>& after_layer = {});
 
+  /// @brief The prompt is complete.
+  void end_prompt(session& session) { session.attention->end_prompt(); }
+
   /// @brief Reads one token and returns the logits of its successor, [vocab_size], valid until the
   /// next call.
   std::span<const float> decode(session& session, token_id token);
 
  private:
-  struct layer_weights {
-    std::vector<float> attention_norm;
-    linear query, key, value, output;
-    std::vector<float> query_norm, key_norm;  // qwen3 only
-    std::vector<float> mlp_norm;
-    linear gate, up, down;
-    bool rope = true;
-    bool sliding = false;
-    std::size_t index = 0;  // among the sliding or among the full layers
-  };
-
   /// Activations of the tokens in flight; [n_tokens, …], grown on demand.
   struct activations {
     std::vector<float> residual, normed, query, key, value, attended, gate, up, projected;
     void resize(const model_config& config, std::size_t n_tokens);
   };
 
-  layer_weights load_layer(std::size_t i) const;
-  linear load_linear(const std::string& name, std::size_t n_out, std::size_t n_in, bool bias) const;
   void embed(std::span<const token_id> tokens);
   void project_heads(const layer_weights& layer, const rope_table& table, std::size_t n_tokens);
   void attend(const layer_weights& layer, session& session, std::size_t n_tokens, bool decoding);
@@ -71,14 +61,8 @@ class model {
   void feed_forward(const layer_weights& layer, std::size_t n_tokens);
   void add_projection(const linear& projection, const std::vector<float>& in, std::size_t n_tokens);
 
-  model_config config_;
-  checkpoint weights_;
-  linear embedding_;
-  linear head_;
-  std::vector<layer_weights> layers_;
-  std::vector<float> final_norm_;
+  model_weights weights_;
   std::vector<float> frequencies_;
-  std::size_t n_full_layers_ = 0;
   activations now_;
   std::vector<float> logits_;
 };

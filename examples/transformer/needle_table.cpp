@@ -10,21 +10,16 @@
 
 #include <nlohmann/json.hpp>
 
-#include "error.hpp"
+#include "engine.hpp"
 #include "generation.hpp"
 #include "interrupt.hpp"
-#include "model.hpp"
 #include "needle.hpp"
 #include "run_options.hpp"
 #include "tokenizer.hpp"
-#include "wave_attention.hpp"
 
 namespace {
 
 using namespace transformer;
-
-using cache_type = wavekv::kv_cache<>;
-using attention = wave_attention<cache_type>;
 
 struct options : run_options {
   std::vector<std::size_t> lengths = {1024, 4096, 16384, 32768};
@@ -48,37 +43,35 @@ struct table_row {
 };
 
 /// The number that a fork of the read haystack answers, by one bound.
-std::string answer(model& model, const tokenizer& tokenizer, const session& asked, token_id last,
+std::string answer(engine& engine, const tokenizer& tokenizer, const sequence& asked, token_id last,
                    const any_bound& bound) {
-  const auto& parent = static_cast<const attention&>(*asked.attention);
-  auto session = asked.fork(std::make_unique<attention>(parent, bound));
+  const auto forked = engine.fork(asked, bound);
   constexpr std::size_t n_digits = 5;
-  const auto generated = generate(model, session, last, sampler({}), {n_digits, true});
+  const auto generated = generate(engine, *forked, last, sampler({}), {n_digits, true});
   if (generated.interrupted) throw interrupted_error();
   return leading_number(tokenizer.decode(generated.tokens));
 }
 
 /// Asks for every needle of one haystack: it is read once, and each question is a fork of it.
-void ask_all(const options& options, model& model, tokenizer& tokenizer, needle_maker& maker,
+void ask_all(const options& options, engine& engine, tokenizer& tokenizer, needle_maker& maker,
              const haystack& hay, table_row& row) {
-  cache_type cache(cache_geometry(model.config(), model.n_full_layers()));
-  auto read = model.start(std::make_unique<attention>(cache, wavekv::exact{}));
+  const auto read = engine.start(wavekv::exact{});
   std::vector<token_id> all = hay.tokens;
   all.push_back(
       0);  // read_prompt leaves the last token to decode; the haystack has to be read whole
-  row.prefill_seconds += read_prompt(model, read, all, options.chunk);
+  row.prefill_seconds += read_prompt(engine, *read, all, options.chunk);
 
   for (const auto& needle : hay.needles) {
     if (row.n_questions == options.per_length) return;
     const auto question = maker.question(needle.word);
-    auto asked = read.fork();
-    model.prefill(asked, std::span(question).first(question.size() - 1));
-    const auto full = answer(model, tokenizer, asked, question.back(), wavekv::exact{});
+    const auto asked = engine.fork(*read, wavekv::exact{});
+    engine.prefill(*asked, std::span(question).first(question.size() - 1));
+    const auto full = answer(engine, tokenizer, *asked, question.back(), wavekv::exact{});
     row.tallies[0].found += full == needle.number;
     row.tallies[0].equal += 1;
     for (std::size_t i = 0; i < options.bounds.size(); ++i) {
-      const auto found =
-          answer(model, tokenizer, asked, question.back(), make_bound(options.bounds[i], options));
+      const auto found = answer(engine, tokenizer, *asked, question.back(),
+                                make_bound(options.bounds[i], options));
       row.tallies[i + 1].found += found == needle.number;
       row.tallies[i + 1].equal += found == full;
     }
@@ -86,12 +79,13 @@ void ask_all(const options& options, model& model, tokenizer& tokenizer, needle_
   }
 }
 
-table_row measure(const options& options, model& model, tokenizer& tokenizer, needle_maker& maker,
+table_row measure(const options& options, engine& engine, tokenizer& tokenizer, needle_maker& maker,
                   std::size_t length) {
   table_row row{length, 0, 0, std::vector<tally>(options.bounds.size() + 1)};
   const std::size_t n_needles = options.needles > 0 ? options.needles : default_needles(length);
   for (std::uint64_t i = 0; row.n_questions < options.per_length; ++i) {
-    ask_all(options, model, tokenizer, maker, maker.make(length, n_needles, options.seed + i), row);
+    ask_all(options, engine, tokenizer, maker, maker.make(length, n_needles, options.seed + i),
+            row);
     std::fprintf(stderr, "%zu tokens: %zu of %zu questions\n", length, row.n_questions,
                  options.per_length);
   }
@@ -136,13 +130,13 @@ nlohmann::json to_json(const options& options, const table_row& row) {
 
 void run(const options& options) {
   use_threads(options);
-  model model(options.model);
+  const auto engine = make_engine(options);
   tokenizer tokenizer(options.model);
   needle_maker maker(tokenizer, haystack_text(haystack_path(options)), needle_words(options.model));
   print_header(options);
   auto json = nlohmann::json::array();
   for (const std::size_t length : options.lengths) {
-    const auto row = measure(options, model, tokenizer, maker, length);
+    const auto row = measure(options, *engine, tokenizer, maker, length);
     print_row(row);
     json.push_back(to_json(options, row));
   }
@@ -156,6 +150,7 @@ int main(int argc, char** argv) {
                "length and by bound.");
   options options;
   add_common_options(app, options);
+  add_device_option(app, options);
   app.add_option("--lengths", options.lengths, "Haystack lengths in tokens")
       ->delimiter(',')
       ->capture_default_str()

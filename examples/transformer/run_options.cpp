@@ -4,6 +4,7 @@
 #include <Eigen/Core>
 #include <omp.h>
 
+#include "cuda_engine.hpp"
 #include "error.hpp"
 
 namespace transformer {
@@ -38,6 +39,25 @@ void add_common_options(CLI::App& app, run_options& options) {
   app.add_option("--estimate", options.estimate, "fixed: share of clusters that is estimated")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
+}
+
+void add_device_option(CLI::App& app, run_options& options,
+                       const std::vector<std::string>& cpu_only) {
+  app.add_option("--device", options.device,
+                 "Where the model and its cache are: cpu, or cuda, the current CUDA device")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->check([](const std::string& device) {
+        return device != "cuda" || has_cuda_engine()
+                   ? ""
+                   : "built without CUDA (configure with -DWAVEKV_CUDA=ON)";
+      });
+  app.final_callback([&app, &options, cpu_only] {
+    for (const std::string& name : cpu_only)
+      if (options.device == "cuda" && app.count(name) > 0)
+        throw CLI::ValidationError(name, "is not there on cuda, where sequences are not saved and "
+                                         "have no second tier");
+  });
 }
 
 const std::vector<std::string>& bound_names() {

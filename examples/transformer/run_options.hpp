@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -15,6 +16,7 @@ namespace transformer {
 /// @brief What both programs are told on their command lines.
 struct run_options {
   std::filesystem::path model;
+  std::string device = "cpu";  ///< or cuda
   std::filesystem::path
       haystack;  ///< file or directory; empty: this project's own documentation and sources
   std::size_t chunk = 2048;
@@ -28,6 +30,10 @@ struct run_options {
 
 /// @brief Adds the common options to a command line.
 void add_common_options(CLI::App& app, run_options& options);
+
+/// @brief Adds --device to a command line, which may then not name these of its options together with cuda.
+void add_device_option(CLI::App& app, run_options& options,
+                       const std::vector<std::string>& cpu_only = {});
 
 /// @brief Names that make_bound knows.
 const std::vector<std::string>& bound_names();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
@@ -127,6 +128,17 @@ class wave_attention : public full_attention {
   any_bound bound_;
 };
 
+/// @brief How far two vectors of n elements lie apart, against the length of the second.
+inline float relative_error(const float* found, const float* expected, std::size_t n) {
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    difference += (double{found[i]} - expected[i]) * (double{found[i]} - expected[i]);
+    norm += double{expected[i]} * expected[i];
+  }
+  return static_cast<float>(std::sqrt(difference / std::max(norm, 1e-30)));
+}
+
 /// @brief A wave_attention that asks every question a second time, of full attention over the same
 /// cache, and records how far the two answers lie apart. Too slow to be timed: use it on a fork.
 template <class Cache>
@@ -145,16 +157,6 @@ class error_probe final : public wave_attention<Cache> {
   }
 
  private:
-  static float relative_error(const float* found, const float* expected, std::size_t n) {
-    double difference = 0;
-    double norm = 0;
-    for (std::size_t i = 0; i < n; ++i) {
-      difference += (double{found[i]} - expected[i]) * (double{found[i]} - expected[i]);
-      norm += double{expected[i]} * expected[i];
-    }
-    return static_cast<float>(std::sqrt(difference / std::max(norm, 1e-30)));
-  }
-
   std::vector<float> exact_;
 };
 

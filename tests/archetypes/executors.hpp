@@ -73,6 +73,8 @@ class any_executor {
   any_executor(kind which = kind::serial, std::size_t n_threads = 1)  // NOLINT: converts on purpose
       : kind_(which), openmp_(which == kind::openmp ? n_threads : 1), threads_(n_threads) {}
 
+  [[nodiscard]] kind which() const { return kind_; }
+
   std::size_t concurrency() const {
     switch (kind_) {
     case kind::openmp:

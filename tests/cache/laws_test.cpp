@@ -11,7 +11,7 @@
 #include <wavekv/wavekv.hpp>
 
 #include "archetypes/bounds.hpp"
-#include "archetypes/executors.hpp"
+#include "support/backend.hpp"
 #include "support/model.hpp"
 
 // Laws that hold for every bound: what an answer may depend on, and what it may not.
@@ -25,8 +25,7 @@ namespace {
 using index_type =
     wavekv::wave_index<wavekv::segment_size<64, 32>, wavekv::tokens_per_cluster<4, 16>,
                        wavekv::query_metric_kmeans<3>, wavekv::error_bound<>>;
-using cache_type =
-    wavekv::kv_cache<float, index_type, wavekv::wave_buffer<>, wavekv::cpu<any_executor>>;
+using cache_type = tested_cache<float, index_type>;
 
 constexpr std::size_t sink = 4;
 constexpr std::size_t window = 16;
@@ -44,7 +43,7 @@ geometry small_geometry() {
   sizes.n_query_heads = 4;
   sizes.n_kv_heads = 2;
   sizes.key_dim = 24;
-  sizes.value_dim = 20;
+  sizes.value_dim = dim_like(20);
   return sizes;
 }
 
@@ -198,10 +197,10 @@ TEST_CASE("rejected draft tokens leave no trace, bit for bit, while nothing was 
 TEST_CASE("a ragged batch equals its sequences one by one, on every executor") {
   const geometry sizes = small_geometry();
   std::vector<outputs> first;
-  for (const any_executor& executor : executors_to_compare()) {
+  for (const any_executor& executor : tested_executors()) {
     random_engine random(4);
     cache_type::options_type options = small_options();
-    options.executor = executor;
+    run_on(options, executor);
     cache_type cache(sizes, options);
     std::vector<wavekv::query_run> batch;
     std::size_t n_queries = 0;
@@ -250,7 +249,7 @@ TEST_CASE("an empty batch and a sequence without queries are fine") {
   cache_type cache(small_geometry(), small_options());
   const sequence_id sequence = cache.create();
   const wavekv::tensor_view<const float, 3> queries(nullptr, {0, 4, 24});
-  const wavekv::tensor_view<float, 3> out(nullptr, {0, 4, 20});
+  const wavekv::tensor_view<float, 3> out(nullptr, {0, 4, dim_like(20)});
   CHECK(cache.attend(std::span<const wavekv::query_run>(), 0, queries, out).groups == 0);
   CHECK(cache.attend(sequence, 0, queries, out).groups == 0);
 }

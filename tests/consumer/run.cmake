@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #
-# Copies outside/ away, configures, builds and runs it; see CMakeLists.txt for the arguments.
+# Copies PROJECT/ away, configures, builds and runs it; see CMakeLists.txt for the arguments.
 cmake_minimum_required(VERSION 3.25)
 
 function(must)
@@ -12,9 +12,12 @@ function(must)
 endfunction()
 
 file(REMOVE_RECURSE "${WORK_DIR}")
-file(COPY "${CMAKE_CURRENT_LIST_DIR}/outside/" DESTINATION "${WORK_DIR}/source")
+file(COPY "${CMAKE_CURRENT_LIST_DIR}/${PROJECT}/" DESTINATION "${WORK_DIR}/source")
 
 set(options -G "${GENERATOR}" "-DCMAKE_CXX_COMPILER=${COMPILER}")
+if(PROJECT STREQUAL "outside_cuda")
+  list(APPEND options "-DCMAKE_CUDA_COMPILER=${CUDA_COMPILER}")
+endif()
 if(WAY STREQUAL "package")
   must("${CMAKE_COMMAND}" --install "${WAVEKV_BINARY_DIR}" --prefix "${WORK_DIR}/prefix")
   list(APPEND options "-DCMAKE_PREFIX_PATH=${WORK_DIR}/prefix" "-DWAVEKV_WANTED=${WAVEKV_VERSION}"

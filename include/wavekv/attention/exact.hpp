@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include <wavekv/attention/node_formulas.hpp>
 #include <wavekv/attention/partial_softmax.hpp>
 #include <wavekv/attention/token_runs.hpp>
 #include <wavekv/core/scalar.hpp>
@@ -232,22 +233,6 @@ void accumulate_rows_at(const float* logits, std::size_t logits_stride, const Si
                                                               g == 0 ? then : nullptr);
                                  });
       });
-}
-
-/// @brief Largest variance of a logit inside a cluster that an estimate corrects for: e^(variance / 2) then stays
-/// below 55, so that taking an estimate out again loses less than two digits.
-inline constexpr float max_logit_variance = 8.0F;
-
-/// @brief Variance of the logit inside a cluster: ‖q‖²·dispersion, flattened by a softcap's slope at the logit.
-/// @param squared_norm  ‖scale·q‖²
-inline float logit_variance(float squared_norm, float dispersion, float logit,
-                            float softcap) noexcept {
-  float variance = squared_norm * dispersion;
-  if (softcap > 0.0F) {
-    const float slope = 1.0F - std::min(1.0F, logit / softcap * (logit / softcap));
-    variance *= slope * slope;
-  }
-  return std::min(variance, max_logit_variance);
 }
 
 namespace detail {

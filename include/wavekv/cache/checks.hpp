@@ -18,8 +18,8 @@ namespace wavekv::detail {
 
 /// @brief Checks a [n_tokens, n_heads, dim] view: extents as asked, rows contiguous, memory present.
 /// @throw shape_error naming the view, what was seen and what is allowed
-template <class T>
-void check_shape(std::string_view name, const tensor_view<T, 3>& view, std::size_t n_tokens,
+template <class T, class Space>
+void check_shape(std::string_view name, const tensor_view<T, 3, Space>& view, std::size_t n_tokens,
                  std::size_t n_heads, std::size_t dim) {
   if (view.extent(0) != n_tokens || view.extent(1) != n_heads || view.extent(2) != dim) {
     throw shape_error(message(name, " is [", view.extent(0), ", ", view.extent(1), ", ",
@@ -36,8 +36,8 @@ void check_shape(std::string_view name, const tensor_view<T, 3>& view, std::size
 }
 
 /// @brief Checks an optional [n_tokens, n_heads] view; an empty one is fine.  @throw shape_error
-template <class T>
-void check_optional_shape(std::string_view name, const tensor_view<T, 2>& view,
+template <class T, class Space>
+void check_optional_shape(std::string_view name, const tensor_view<T, 2, Space>& view,
                           std::size_t n_tokens, std::size_t n_heads) {
   if (!view.empty() && (view.extent(0) != n_tokens || view.extent(1) != n_heads)) {
     throw shape_error(message(name, " is [", view.extent(0), ", ", view.extent(1), "]; allowed: [",

@@ -16,6 +16,8 @@ struct sequence_id {
   std::uint32_t slot = UINT32_MAX;  ///< place in the cache's table
   std::uint32_t generation = 0;     ///< how often that place was used before
   friend constexpr auto operator<=>(sequence_id, sequence_id) = default;
+  friend constexpr bool operator==(sequence_id,
+                                   sequence_id) = default;  // nvcc does not take it from the other
 };
 
 /// @brief Prints as slot.generation, the form used in messages.

@@ -5,51 +5,16 @@
 #include <cmath>
 #include <cstddef>
 
-#include <wavekv/attention/exact.hpp>
+#include <wavekv/attention/node_formulas.hpp>
 #include <wavekv/cpu/simd.hpp>
 #include <wavekv/index/frontier.hpp>
 
 /// @file node_pricing.hpp
 /// @brief What a node of the tree weighs for a query, how far its estimate may err, and how near its tokens may come.
 ///
-/// Each formula stands once for a single node, as its definition, and once over arrays in vector arithmetic; a test
-/// holds the second to the first.
+/// Over arrays, in vector arithmetic; a test holds it to the formulas of node_formulas.hpp.
 
 namespace wavekv {
-
-/// @brief Largest variance of a logit inside a node that errors are predicted from: e^variance stays finite.
-inline constexpr float max_expected_variance = 24.0F;
-
-/// @brief Variance of a logit inside a node, as errors are predicted from it.
-///
-/// Under a softcap the centroid may be saturated where the tokens are not: the slope at the centroid, which
-/// the estimate itself uses, would then promise an estimate without error. Capped logits lie in [-cap, cap],
-/// and so does their variance below cap² (Popoviciu). Otherwise the limit lies well above that of the
-/// estimate's own correction: what the correction leaves out is an error to expect.
-/// @param variance  per unit of dispersion: see query_leaning
-inline float expected_variance(float variance, float dispersion, float softcap) noexcept {
-  const float expected = std::min(variance * dispersion, max_expected_variance);
-  return softcap > 0.0F ? std::min(expected, softcap * softcap) : expected;
-}
-
-/// @brief Expected error of an estimate relative to the node's mass: the scatter of a mean of `size` log-normal
-/// weights, and half the bias that the variance's correction takes away, for what it leaves of it.
-inline float expected_error(float variance, float size) noexcept {
-  const float scatter = std::expm1(variance) / size;
-  const float bias = 0.5F * std::expm1(0.5F * variance);
-  return std::sqrt(scatter + bias * bias);
-}
-
-/// @brief Largest logit to be expected among `size` tokens whose logits are normally distributed: the mean plus
-/// σ·√(2·ln size) (the leading term of extreme value theory).
-///
-/// A lone needle in a node moves the node's mean little; how far its tokens reach tells more about where to look.
-/// Measured on the example model, 32,768 tokens, 400 needles: ranking by the mean lost 7, by this 2 (README).
-/// @param logit  that of the estimate, half the variance included
-inline float expected_largest_logit(float logit, float variance, float size) noexcept {
-  const float mean = logit - 0.5F * std::min(variance, max_logit_variance);
-  return mean + std::sqrt(2.0F * variance * std::log(std::max(size, 1.0F)));
-}
 
 /// @brief One query head's side of a frontier.
 struct head_prices {

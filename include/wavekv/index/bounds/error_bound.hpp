@@ -81,7 +81,7 @@ struct error_bound {
   }
 
   /// @brief Whether a plan with this predicted error reached the target; if not, a cap was met.
-  [[nodiscard]] bool meets(float predicted_error) const noexcept {
+  [[nodiscard]] constexpr bool meets(float predicted_error) const noexcept {
     return predicted_error <= epsilon * 1.0001F;
   }
 

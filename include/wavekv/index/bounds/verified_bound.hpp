@@ -74,10 +74,10 @@ struct verified_bound {
 
   [[nodiscard]] std::size_t n_samples() const noexcept { return samples; }
   [[nodiscard]] int max_rounds() const noexcept { return rounds; }
-  [[nodiscard]] bool meets(float /*predicted_error*/) const noexcept {
+  [[nodiscard]] constexpr bool meets(float /*predicted_error*/) const noexcept {
     return true;
   }  // the check decides
-  [[nodiscard]] bool accepts(float sampled_error) const noexcept {
+  [[nodiscard]] constexpr bool accepts(float sampled_error) const noexcept {
     return sampled_error <= margin * epsilon;
   }
 

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include <wavekv/core/scalar.hpp>
+#include <wavekv/cuda/block.hpp>
+
+/// @file row_tile.cuh
+/// @brief Attention of a warp: eight queries over sixteen rows at a time, on tensor cores, with the accuracy of float.
+///
+/// The left operand of a tile has sixteen rows for at most eight queries: the upper eight hold what of a query (later, of a
+/// softmax weight) a 16-bit number can say, the lower eight what that leaves, so that a product is good to 16 bits and more
+/// at no further cost. Rows are loaded from global memory straight into the registers that the tile wants, 16 bytes a lane,
+/// the columns permuted alike on both sides; no shared memory lies between.
+/// Online softmax by tiles, as in FlashAttention-2 (arXiv 2307.08691).
+
+namespace wavekv::device {
+
+/// @brief Queries that a warp attends together.
+inline constexpr unsigned tile_queries = 8;
+/// @brief Rows that a warp attends together: two runs.
+inline constexpr unsigned tile_rows = 16;
+
+/// @brief How rows of T enter a tile.
+template <scalar T>
+struct tile_scalar {
+  using operand = T;                      ///< 16-bit
+  static constexpr unsigned n_terms = 1;  ///< operands that add up to one element
+};
+template <>
+struct tile_scalar<float> {
+  using operand = bf16;
+  static constexpr unsigned n_terms = 3;  // 3 · 8 bits: all of a float's
+};
+
+/// @brief Softmax weights are multiplied by this before they are rounded: f16 has few exponents below 1.
+template <class Operand>
+inline constexpr float weight_scale = 1.0F;
+template <>
+inline constexpr float weight_scale<f16> = 0x1p14F;
+
+namespace detail {
+
+/// Eight elements of a row as operands: term t in words[t].
+template <scalar T, class Block>
+WAVEKV_DEVICE void load_eight(Block& b, const T* from,
+                              std::uint32_t (&words)[tile_scalar<T>::n_terms][4]) {
+  if constexpr (sizeof(T) == 2) {
+    const words4 loaded = b.load16(from);
+    WAVEKV_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      words[0][i] = loaded.word[i];
+    }
+  } else {
+    const words4 loaded[2] = {b.load16(from), b.load16(from + 4)};
+    WAVEKV_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      float x = std::bit_cast<float>(loaded[i / 2].word[i % 2 * 2]);
+      float y = std::bit_cast<float>(loaded[i / 2].word[i % 2 * 2 + 1]);
+      WAVEKV_UNROLL
+      for (unsigned t = 0; t < tile_scalar<T>::n_terms; ++t) {
+        words[t][i] = b.template pack<bf16>(x, y);
+        float seen_x = 0.0F;
+        float seen_y = 0.0F;
+        b.template unpack<bf16>(words[t][i], seen_x, seen_y);
+        x -= seen_x;
+        y -= seen_y;
+      }
+    }
+  }
+}
+
+/// The same, or zeros where there is nothing to load.
+template <scalar T, class Block>
+WAVEKV_DEVICE void load_eight_or_zeros(Block& b, const T* row, unsigned first, unsigned dim,
+                                       std::uint32_t (&words)[tile_scalar<T>::n_terms][4]) {
+  if (row != nullptr && first < dim) {
+    load_eight<T>(b, row + first, words);
+    return;
+  }
+  WAVEKV_UNROLL
+  for (unsigned t = 0; t < tile_scalar<T>::n_terms; ++t) {
+    WAVEKV_UNROLL
+    for (unsigned i = 0; i < 4; ++i) {
+      words[t][i] = 0;
+    }
+  }
+}
+
+/// x and y as two packed words: rounded, and what that leaves.
+template <class Operand, class Block>
+WAVEKV_DEVICE void split_pair(Block& b, float x, float y, std::uint32_t& upper,
+                              std::uint32_t& lower) {
+  upper = b.template pack<Operand>(x, y);
+  float seen_x = 0.0F;
+  float seen_y = 0.0F;
+  b.template unpack<Operand>(upper, seen_x, seen_y);
+  lower = b.template pack<Operand>(x - seen_x, y - seen_y);
+}
+
+}  // namespace detail
+
+/// @brief Up to eight queries in the registers of a warp, ready to be multiplied with rows.
+/// @tparam T       how rows are stored
+/// @tparam MaxDim  most elements of a key, a multiple of 32
+template <scalar T, unsigned MaxDim>
+class query_tile {
+ public:
+  using operand = typename tile_scalar<T>::operand;
+
+  /// @brief *warp*: loads queries.
+  /// @param queries  [n, key_dim], of magnitudes that fit the operand
+  /// @param n        at most tile_queries
+  /// @param key_dim  a multiple of 8
+  template <class Block>
+  WAVEKV_DEVICE void load(Block& b, const float* queries, unsigned n, unsigned key_dim) {
+    const unsigned query = b.lane() / 4;
+    const unsigned j = b.lane() % 4;
+    WAVEKV_UNROLL
+    for (unsigned step = 0; step < n_steps; ++step) {
+      const unsigned dim = step / 2 * 32 + 8 * j + step % 2 * 4;
+      float x[4] = {};
+      if (query < n && dim < key_dim) {
+        WAVEKV_UNROLL
+        for (unsigned i = 0; i < 4; ++i) {
+          x[i] = queries[query * key_dim + dim + i];
+        }
+      }
+      detail::split_pair<operand>(b, x[0], x[1], words_[step][0], words_[step][1]);
+      detail::split_pair<operand>(b, x[2], x[3], words_[step][2], words_[step][3]);
+    }
+  }
+
+  /// @brief *warp*: products of the queries with the rows of a tile. With i = lane / 4 and j = lane % 4 a lane gets those of
+  /// query i with rows 2j, 2j + 1, 8 + 2j, 9 + 2j.
+  /// @param rows  this lane's rows i and 8 + i; null: no such row, its product is 0
+  template <class Block>
+  WAVEKV_DEVICE void multiply(Block& b, const T* const (&rows)[2], unsigned key_dim,
+                              float (&products)[4]) const {
+    constexpr unsigned n_terms = tile_scalar<T>::n_terms;
+    const unsigned j = b.lane() % 4;
+    WAVEKV_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      float sums[4] = {};
+      WAVEKV_UNROLL
+      for (unsigned chunk = 0; chunk < MaxDim / 32; ++chunk) {
+        if (chunk * 32 >= key_dim) {
+          break;
+        }
+        std::uint32_t words[n_terms][4];
+        detail::load_eight_or_zeros<T>(b, rows[half], chunk * 32 + 8 * j, key_dim, words);
+        WAVEKV_UNROLL
+        for (unsigned t = 0; t < n_terms; ++t) {
+          b.template multiply<operand>(sums, words_[2 * chunk], {words[t][0], words[t][1]});
+          b.template multiply<operand>(sums, words_[2 * chunk + 1], {words[t][2], words[t][3]});
+        }
+      }
+      products[2 * half] = sums[0] + sums[2];
+      products[2 * half + 1] = sums[1] + sums[3];
+    }
+  }
+
+ private:
+  static constexpr unsigned n_steps = MaxDim / 16;
+
+  std::uint32_t words_[n_steps][4];
+};
+
+/// @brief The partial softmaxes of up to eight queries in the registers of a warp. Lane (i, j) has query i's.
+/// @tparam T       how rows are stored
+/// @tparam MaxDim  most elements of a value, a multiple of 64
+template <scalar T, unsigned MaxDim>
+class softmax_tile {
+ public:
+  using operand = typename tile_scalar<T>::operand;
+
+  WAVEKV_DEVICE softmax_tile() {
+    WAVEKV_UNROLL
+    for (unsigned c = 0; c < n_chunks; ++c) {
+      WAVEKV_UNROLL
+      for (unsigned m = 0; m < 8; ++m) {
+        WAVEKV_UNROLL
+        for (unsigned e = 0; e < 4; ++e) {
+          sums_[c][m][e] = 0.0F;
+        }
+      }
+    }
+  }
+
+  /// @brief *warp*: adds the rows of a tile, weighted by e^logit.
+  /// @param logits  of query i and rows 2j, 2j + 1, 8 + 2j, 9 + 2j; -inf: no such row
+  /// @param values  this lane's rows 2j, 2j + 1, 8 + 2j, 9 + 2j; null where there is none
+  /// @param sign    1, or -1 to take them out again
+  template <class Block>
+  WAVEKV_DEVICE void add(Block& b, const float (&logits)[4], const T* const (&values)[4],
+                         unsigned value_dim, float sign = 1.0F) {
+    constexpr unsigned n_terms = tile_scalar<T>::n_terms;
+    constexpr float scale = weight_scale<operand>;
+    raise_max(b, logits);
+    float weights[4];
+    WAVEKV_UNROLL
+    for (unsigned e = 0; e < 4; ++e) {
+      weights[e] = logits[e] == minus_infinity() ? 0.0F : sign * std::exp(logits[e] - max_);
+      denominator_ += weights[e];
+      weights[e] *= scale;
+    }
+    std::uint32_t left[4];
+    detail::split_pair<operand>(b, weights[0], weights[1], left[0], left[1]);
+    detail::split_pair<operand>(b, weights[2], weights[3], left[2], left[3]);
+    const unsigned i = b.lane() / 4;
+    WAVEKV_UNROLL
+    for (unsigned c = 0; c < n_chunks; ++c) {
+      if (c * 64 >= value_dim) {
+        break;
+      }
+      std::uint32_t words[4][n_terms][4];
+      WAVEKV_UNROLL
+      for (unsigned r = 0; r < 4; ++r) {
+        detail::load_eight_or_zeros<T>(b, values[r], 64 * c + 8 * i, value_dim, words[r]);
+      }
+      WAVEKV_UNROLL
+      for (unsigned m = 0; m < 8; ++m) {
+        WAVEKV_UNROLL
+        for (unsigned t = 0; t < n_terms; ++t) {
+          const std::uint32_t right[2] = {pair(words[0][t][m / 2], words[1][t][m / 2], m % 2),
+                                          pair(words[2][t][m / 2], words[3][t][m / 2], m % 2)};
+          b.template multiply<operand>(sums_[c][m], left, right);
+        }
+      }
+    }
+  }
+
+  /// @brief *warp*: writes the states as floats: [n][2 + value_dim], the max, the denominator, the numerators.
+  template <class Block>
+  WAVEKV_DEVICE void store(Block& b, float* to, unsigned n, unsigned value_dim) const {
+    const unsigned i = b.lane() / 4;
+    const unsigned j = b.lane() % 4;
+    float denominator = denominator_ + b.shuffle_xor(denominator_, 1U);
+    denominator += b.shuffle_xor(denominator, 2U);
+    if (i >= n) {
+      return;
+    }
+    float* const state = to + i * (2 + value_dim);
+    if (j == 0) {
+      state[0] = max_;
+      state[1] = denominator;
+    }
+    constexpr float scale = 1.0F / weight_scale<operand>;
+    WAVEKV_UNROLL
+    for (unsigned c = 0; c < n_chunks; ++c) {
+      WAVEKV_UNROLL
+      for (unsigned m = 0; m < 8; ++m) {
+        WAVEKV_UNROLL
+        for (unsigned e = 0; e < 2; ++e) {
+          const unsigned dim = 64 * c + 8 * (2 * j + e) + m;
+          if (dim < value_dim) {
+            state[2 + dim] = (sums_[c][m][e] + sums_[c][m][2 + e]) * scale;
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr unsigned n_chunks = MaxDim / 64;
+
+  WAVEKV_DEVICE static float minus_infinity() { return -std::numeric_limits<float>::infinity(); }
+
+  // The same half word of two words.
+  WAVEKV_DEVICE static std::uint32_t pair(std::uint32_t low, std::uint32_t high, unsigned upper) {
+    return upper == 0 ? (low & 0xFFFFU) | (high << 16U) : (low >> 16U) | (high & 0xFFFF'0000U);
+  }
+
+  template <class Block>
+  WAVEKV_DEVICE void raise_max(Block& b, const float (&logits)[4]) {
+    float most = max_;
+    WAVEKV_UNROLL
+    for (unsigned e = 0; e < 4; ++e) {
+      most = logits[e] > most ? logits[e] : most;
+    }
+    for (unsigned mask = 1; mask < 4; mask *= 2) {
+      const float other = b.shuffle_xor(most, mask);
+      most = other > most ? other : most;
+    }
+    if (b.ballot(most > max_) == 0) {
+      return;
+    }
+    const float factor = most > max_ ? std::exp(max_ - most) : 1.0F;  // e^-inf: nothing was there
+    max_ = most;
+    denominator_ *= factor;
+    WAVEKV_UNROLL
+    for (unsigned c = 0; c < n_chunks; ++c) {
+      WAVEKV_UNROLL
+      for (unsigned m = 0; m < 8; ++m) {
+        WAVEKV_UNROLL
+        for (unsigned e = 0; e < 4; ++e) {
+          sums_[c][m][e] *= factor;
+        }
+      }
+    }
+  }
+
+  float max_ = minus_infinity();
+  float denominator_ = 0.0F;  // of this lane's rows; the four lanes of a query have it together
+  float sums_[n_chunks][8][4];
+};
+
+/// @brief Floats of one query's state.
+WAVEKV_HOST_DEVICE unsigned state_floats(unsigned value_dim) { return 2 + value_dim; }
+
+/// @brief *block*: the states of all warps, merged in their order.
+/// @param of_warps  shared memory, [n_warps, tile_queries, 2 + value_dim], written by store; synced after
+/// @param to        [n, 2 + value_dim]
+template <class Block>
+WAVEKV_DEVICE void merge_warps(Block& b, const float* of_warps, unsigned n, unsigned value_dim,
+                               float* to) {
+  const unsigned floats = state_floats(value_dim);
+  b.sync();
+  for (unsigned q = b.warp(); q < n; q += b.n_warps()) {
+    float most = -std::numeric_limits<float>::infinity();
+    for (unsigned w = 0; w < b.n_warps(); ++w) {
+      const float max = of_warps[(w * tile_queries + q) * floats];
+      most = max > most ? max : most;
+    }
+    for (unsigned at = b.lane(); at < floats; at += warp_size) {
+      float sum = 0.0F;
+      for (unsigned w = 0; w < b.n_warps(); ++w) {
+        const float* const state = of_warps + (w * tile_queries + q) * floats;
+        sum += state[0] > -std::numeric_limits<float>::infinity()
+                   ? state[at] * std::exp(state[0] - most)
+                   : 0.0F;
+      }
+      to[q * floats + at] = at == 0 ? most : sum;
+    }
+  }
+  b.sync();
+}
+
+}  // namespace wavekv::device
