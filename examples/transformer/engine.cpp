@@ -7,7 +7,9 @@
 #include "cuda_engine.hpp"
 #include "error.hpp"
 #include "model.hpp"
+#include "run_options.hpp"
 #include "saved_prompt.hpp"
+#include "tiers.hpp"
 
 namespace transformer {
 namespace {

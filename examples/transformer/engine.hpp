@@ -11,10 +11,12 @@
 
 #include "bounds.hpp"
 #include "config.hpp"
-#include "tiers.hpp"
 #include "wave_attention.hpp"
 
 namespace transformer {
+
+struct run_options;
+struct tier_options;
 
 /// @brief All that an engine remembers of one sequence; made by the engine, and gone before it.
 class sequence {
@@ -62,6 +64,6 @@ class engine {
 
 /// @brief The engine that the options ask for.
 /// @throw model_error, wavekv::error
-std::unique_ptr<engine> make_engine(const run_options& options, const tier_options& tiers = {});
+std::unique_ptr<engine> make_engine(const run_options& options, const tier_options& tiers);
 
 }  // namespace transformer

@@ -15,6 +15,7 @@
 #include "interrupt.hpp"
 #include "needle.hpp"
 #include "run_options.hpp"
+#include "tiers.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -130,7 +131,7 @@ nlohmann::json to_json(const options& options, const table_row& row) {
 
 void run(const options& options) {
   use_threads(options);
-  const auto engine = make_engine(options);
+  const auto engine = make_engine(options, tier_options{});
   tokenizer tokenizer(options.model);
   needle_maker maker(tokenizer, haystack_text(haystack_path(options)), needle_words(options.model));
   print_header(options);

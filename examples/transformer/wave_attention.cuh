@@ -98,7 +98,8 @@ class device_attention {
   /// @brief What the step's layers did goes into the record.  Blocks: until the stream has come here.
   /// @throw wavekv::value_error when the model computed something that is not finite
   void end_step() {
-    const wavekv::step_stats step = cache_->collect(stream_);
+    wavekv::step_stats step = std::exchange(probed_, {});
+    step += cache_->collect(stream_);
     record_.total += step;
     record_.predicted_errors.push_back(step.predicted_error);
   }
@@ -142,11 +143,12 @@ class device_attention {
     std::vector<float> found(n);
     std::vector<float> expected(n);
     runtime.copy_out(found.data(), out, n * sizeof(float), stream_);
-    (void)cache_->collect(stream_);  // not what was read to check the answer
+    probed_ += cache_->collect(stream_);
     float* const exact = exact_.template reserve<float>(runtime, n, stream_);
     cache_->attend(sequence_, layer, queries(in, 1), output(exact, 1), wavekv::exact{}, *workspace_,
                    stream_);
     runtime.copy_out(expected.data(), exact, n * sizeof(float), stream_);
+    (void)cache_->collect(stream_);  // not what was read to check the answer
     for (std::size_t head = 0; head < n; head += sizes().value_dim)
       record_.true_errors.push_back(
           relative_error(found.data() + head, expected.data() + head, sizes().value_dim));
@@ -159,6 +161,7 @@ class device_attention {
   bool probes_ = false;
   std::optional<typename Cache::workspace_type> workspace_;
   growing_block<runtime_type> exact_;
+  wavekv::step_stats probed_;  // of the step's layers so far, where each is asked a second time
   decode_record record_;
 };
 

@@ -11,7 +11,7 @@
 #include <wavekv/wavekv.hpp>
 
 #include "archetypes/buffers.hpp"
-#include "archetypes/executors.hpp"
+#include "support/backend.hpp"
 #include "support/model.hpp"
 
 // prefill: exact causal attention of a chunk over the cache and itself, then append.
@@ -27,8 +27,8 @@ namespace {
 using index_type =
     wavekv::wave_index<wavekv::segment_size<64, 32>, wavekv::tokens_per_cluster<4, 16>,
                        wavekv::query_metric_kmeans<2>, wavekv::exact>;
-template <class S, class Buffer = wavekv::wave_buffer<>>
-using cache_of = wavekv::kv_cache<S, index_type, Buffer, wavekv::cpu<any_executor>>;
+template <class S>
+using cache_of = tested_cache<S, index_type>;
 
 geometry make_geometry(std::size_t n_query_heads, std::size_t n_kv_heads, std::size_t key_dim,
                        std::size_t value_dim) {
@@ -56,12 +56,12 @@ outputs prefill(Cache& cache, sequence_id sequence, const std::vector<float>& qu
 
 template <class S>
 void check_chunks(const geometry& sizes) {
-  const double tolerance = std::is_same_v<S, bf16> ? 1e-4 : 1e-5;  // see exact_test.cpp
+  const double tolerance = on_device || std::is_same_v<S, bf16> ? 1e-4 : 1e-5;  // see exact_test.cpp
   std::vector<std::vector<outputs>> by_executor;
-  for (const any_executor& executor : executors_to_compare()) {
+  for (const any_executor& executor : tested_executors()) {
     typename cache_of<S>::options_type options;
     options.window_tokens = 16;
-    options.executor = executor;
+    run_on(options, executor);
     cache_of<S> cache(sizes, options);
     const sequence_id sequence = cache.create();
     naive_layer model;
@@ -97,7 +97,7 @@ void check_chunks(const geometry& sizes) {
 
 TEST_CASE_TEMPLATE("prefill in chunks equals the oracle, on every executor", S, float, bf16, f16) {
   check_chunks<S>(make_geometry(2, 2, 64, 64));
-  check_chunks<S>(make_geometry(8, 2, 33, 17));
+  check_chunks<S>(make_geometry(8, 2, dim_like(33), dim_like(17)));
   geometry sizes = make_geometry(6, 1, 24, 40);
   sizes.logit_softcap = 3.0F;
   sizes.scale = 0.4F;
@@ -119,7 +119,7 @@ TEST_CASE("prefill teaches the query metric: what is sealed later is clustered b
   // One sum of exponentials may be met by chance, so the squares of many are compared.
   double taught_squares = 0;
   double untaught_squares = 0;
-  for (std::uint64_t data = 0; data < 32; ++data) {
+  for (std::uint64_t data = 0; data < (is_slow ? 8 : 32); ++data) {
     cache_of<float> cache(sizes, options);
     random_engine random(62 + data);
     const std::vector<float> keys = normal_rows(random, 200 * 16);
@@ -139,15 +139,17 @@ TEST_CASE("prefill teaches the query metric: what is sealed later is clustered b
   CHECK(taught_squares < 0.25 * untaught_squares);
 }
 
+#ifndef WAVEKV_TEST_ON_DEVICE
 TEST_CASE_TEMPLATE("prefill over a slow tier, and after a read that failed", Transfer,
                    overlapped_transfer, late_transfer) {
   using buffer = wavekv::wave_buffer<two_tiers, wavekv::eviction::lru, Transfer>;
   slow_tier::instance() = {};
   const geometry sizes = make_geometry(4, 2, 16, 16);
-  typename cache_of<float, buffer>::options_type options;
+  using cache_type = wavekv::kv_cache<float, index_type, buffer, wavekv::cpu<any_executor>>;
+  typename cache_type::options_type options;
   options.window_tokens = 16;
   options.placement.n_slots = 4;
-  cache_of<float, buffer> cache(sizes, options);
+  cache_type cache(sizes, options);
   const sequence_id sequence = cache.create();
   random_engine random(63);
   naive_layer model;
@@ -172,3 +174,4 @@ TEST_CASE_TEMPLATE("prefill over a slow tier, and after a read that failed", Tra
     CHECK(slow_tier::instance().n_leases == 0);
   }
 }
+#endif

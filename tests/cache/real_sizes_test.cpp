@@ -6,6 +6,7 @@
 
 #include <wavekv/wavekv.hpp>
 
+#include "support/backend.hpp"
 #include "support/model.hpp"
 
 // The defaults at their real sizes: segments of 8,192 and 1,024 tokens, heads of 128.
@@ -29,15 +30,15 @@ template <class Cache>
 void check(double most_index_bytes) {
   const geometry sizes = llama_geometry();
   typename Cache::options_type options;
-  options.executor = typename Cache::executor_type(2);
+  run_on(options, {any_executor::kind::openmp, 2});
   Cache cache(sizes, options);
   const sequence_id sequence = cache.create();
   random_engine random(71);
   constexpr std::size_t steady = 4 + 64;
   constexpr std::size_t prompt = 8192 + steady;
   const std::vector<float> keys =
-      make_keys(random, key_family::clustered, prompt + 1100, 1, sizes.key_dim);
-  const std::vector<float> values = normal_rows(random, (prompt + 1100) * sizes.value_dim);
+      make_keys(random, key_family::clustered, prompt + 1300, 1, sizes.key_dim);
+  const std::vector<float> values = normal_rows(random, (prompt + 1300) * sizes.value_dim);
   std::size_t length = 0;
   const auto append = [&](std::size_t n) {
     cache.append(sequence, 0, tokens_of(keys, length, n, 1, 128),
@@ -70,7 +71,7 @@ void check(double most_index_bytes) {
   compare(1);
   append(1);  // fills the second; half of its head is made
   compare(1);
-  append(1);
+  append(on_device ? 128 : 1);  // a device seals beside so many, however long it takes
   compare(1);
   append(1);  // finishes it
   compare(2);
@@ -78,14 +79,17 @@ void check(double most_index_bytes) {
   compare(2);
   const wavekv::statistics stats = cache.stats(sequence);
   CHECK(stats.kv_bytes == (8192 + 1024) * 256 * sizeof(wavekv::bf16));
-  CHECK(static_cast<double>(stats.index_bytes) <=
-        most_index_bytes * static_cast<double>(stats.kv_bytes));
+  // A device has room for as many nodes as there may be, and says so.
+  CHECK(static_cast<double>(stats.index_bytes) <= (on_device ? 1.5 : 1.0) * most_index_bytes *
+                                                      static_cast<double>(stats.kv_bytes));
   // Lower half of the query metric, and a covariance of keys with keys and values for each level.
   using index_type = typename Cache::index_type;
   const std::size_t metric =
       wavekv::detail::uses_queries<typename index_type::clusterer_type>() ? 128 * 129 / 2 : 0;
-  CHECK(stats.learnt_bytes ==
-        (metric + index_type::cluster_count_type::n_levels * 128 * 256) * sizeof(float));
+  const std::size_t learnt =
+      (metric + index_type::cluster_count_type::n_levels * 128 * 256) * sizeof(float);
+  CHECK(stats.learnt_bytes >= learnt);
+  CHECK(stats.learnt_bytes <= (on_device ? 2 : 1) * learnt);  // which has the upper half, too
   cache.truncate(sequence, 5000);
   length = 5000;
   compare(0);
@@ -93,8 +97,8 @@ void check(double most_index_bytes) {
 
 }  // namespace
 
-TEST_CASE("the default cache") { check<wavekv::kv_cache<>>(0.09); }
+TEST_CASE("the default cache") { check<tested_cache<wavekv::bf16, wavekv::wave_index<>>>(0.09); }
 
 TEST_CASE("the paper's parameters") {
-  check<wavekv::kv_cache<wavekv::bf16, wavekv::paper_defaults>>(0.08);
+  check<tested_cache<wavekv::bf16, wavekv::paper_defaults>>(0.08);
 }

@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -76,6 +77,18 @@ class emulated_event {
   std::uint64_t n_tasks_ = 0;  // that the stream had been given
 };
 
+/// @brief Work that was given to a stream while it was captured; as often as one likes it is given again. Copies are one.
+class emulated_graph {
+ public:
+  emulated_graph() = default;
+  /// @brief Pieces of work.
+  [[nodiscard]] std::size_t size() const { return work_ == nullptr ? 0 : work_->size(); }
+
+ private:
+  friend class emulated_runtime;
+  std::shared_ptr<const std::vector<std::function<void()>>> work_;
+};
+
 /// @brief A device on the CPU; models device::device_runtime. Copies share one device; may be used from several threads.
 ///
 /// What goes wrong in a stream is thrown by the function that waits while it happens. When the last copy goes, the work
@@ -91,7 +104,7 @@ class emulated_runtime {
   /// @brief Poisoned memory, at once. Throws cuda_error with code 2 over the budget; null for 0 bytes.
   [[nodiscard]] void* allocate(std::size_t bytes, stream_type stream) const {
     const auto lock = guard();
-    state_->check(stream);
+    state_->refuse_capture(stream, "cudaMallocAsync");
     return bytes == 0 ? nullptr : state_->allocate(bytes);
   }
   /// @brief Gives it back once the stream has come here; the budget has it again at once. A pointer that is not
@@ -103,6 +116,7 @@ class emulated_runtime {
 
   /// @brief Host to device; the bytes are read now.
   void copy_in(void* to, const void* from, std::size_t bytes, stream_type stream) const {
+    refuse_capture(stream, "copy_in");
     if (bytes == 0) return;
     const auto* const first = static_cast<const std::byte*>(from);
     state_->give(stream, [s = state_.get(), to, read = std::vector(first, first + bytes)] {
@@ -112,6 +126,7 @@ class emulated_runtime {
   }
   /// @brief Device to host; blocks until done.
   void copy_out(void* to, const void* from, std::size_t bytes, stream_type stream) const {
+    refuse_capture(stream, "copy_out");
     if (bytes != 0) {
       state_->give(stream, [s = state_.get(), to, from, bytes] {
         s->check_device(from, bytes, "copy_out from");
@@ -161,6 +176,7 @@ class emulated_runtime {
   void with_policy(stream_type stream, Work&& work) const {
     static_assert(std::is_void_v<decltype(work(thrust::cpp::par))>,
                   "a result would have to wait for the device");
+    refuse_capture(stream, "thrust");
     state_->give(stream, [w = std::decay_t<Work>(std::forward<Work>(work))]() mutable {
       w(thrust::cpp::par);
     });
@@ -169,6 +185,7 @@ class emulated_runtime {
   /// @brief The event marks what the stream was given so far.
   void record(event_type& event, stream_type stream) const {
     const auto lock = guard();
+    state_->refuse_capture(stream, "cudaEventRecord");
     event.owner_ = state_.get();
     event.stream_ = stream.number;
     event.n_tasks_ = state_->check(stream).n_given;
@@ -177,13 +194,43 @@ class emulated_runtime {
   void wait(stream_type stream, const event_type& event) const {
     if (event.owner_ == nullptr) return;
     if (event.owner_ != state_.get()) throw emulation_error("wait for an event of another runtime");
+    refuse_capture(stream, "cudaStreamWaitEvent");
     state_->give(stream, nullptr, event.stream_, event.n_tasks_);
   }
   /// @brief Blocks the host until the stream is done; throws what went wrong.
   void synchronize(stream_type stream) const {
     const auto lock = guard();
+    state_->refuse_capture(stream, "cudaStreamSynchronize");
     auto& s = state_->check(stream);
     state_->run_until([&s, goal = s.n_given] { return s.n_done >= goal; });
+  }
+
+  /// @brief From now on launches, copies and fills of the stream are written down instead of done. All else is refused while
+  /// that lasts, with CUDA's code for it: also what CUDA would let pass, but no library should do.
+  void begin_capture(stream_type stream) const {
+    const auto lock = guard();
+    state_->refuse_capture(stream, "cudaStreamBeginCapture");
+    state_->check(stream).captured.emplace();
+  }
+  /// @brief What was written down.
+  [[nodiscard]] emulated_graph end_capture(stream_type stream) const {
+    const auto lock = guard();
+    auto& captured = state_->check(stream).captured;
+    if (!captured) throw cuda_error("cudaStreamEndCapture", 1, "invalid argument");
+    emulated_graph graph;
+    graph.work_ = std::make_shared<const std::vector<std::function<void()>>>(std::move(*captured));
+    captured.reset();
+    return graph;
+  }
+  /// @brief Gives a graph's work to a stream.
+  void launch_graph(const emulated_graph& graph, stream_type stream) const {
+    refuse_capture(stream, "cudaGraphLaunch");
+    for (std::size_t i = 0; i < graph.size(); ++i) state_->give(stream, (*graph.work_)[i]);
+  }
+  /// @brief Whether the stream is being captured.
+  [[nodiscard]] bool is_capturing(stream_type stream) const {
+    const auto lock = guard();
+    return state_->check(stream).captured.has_value();
   }
 
   /// @brief A stream for work beside the caller's, the same one for all copies.
@@ -214,6 +261,11 @@ class emulated_runtime {
     const auto lock = guard();
     return state_->peak_bytes_in_use;
   }
+  /// @brief Allocations that succeed from now on; the next one finds no memory, whatever the budget.
+  void set_allocations_left(std::size_t n) const {
+    const auto lock = guard();
+    state_->allocations_left = n;
+  }
   /// @brief What allocate may have in use from now on.
   void set_memory_budget(std::size_t bytes) const {
     const auto lock = guard();
@@ -232,6 +284,7 @@ class emulated_runtime {
     std::list<task> tasks;
     std::uint64_t n_given = 0;
     std::uint64_t n_done = 0;
+    std::optional<std::vector<std::function<void()>>> captured;  // set while it is captured
   };
   struct allocation {
     poisoned_bytes memory;
@@ -268,18 +321,30 @@ class emulated_runtime {
       return streams[stream.number];
     }
 
+    void refuse_capture(stream_type stream, const char* call) {
+      if (check(stream).captured) {
+        throw cuda_error(call, 900, "operation not permitted when stream is capturing");
+      }
+    }
+
     void give(stream_type stream, std::function<void()> work, unsigned awaited_stream = 0,
               std::uint64_t awaited_tasks = 0) {
       const std::lock_guard lock(mutex);
       queue& q = check(stream);
+      if (q.captured) {
+        q.captured->push_back(std::move(work));
+        return;
+      }
       q.tasks.push_back({std::move(work), awaited_stream, awaited_tasks, n_given++});
       ++q.n_given;
     }
 
     void* allocate(std::size_t bytes) {
-      if (bytes > options.memory_budget || bytes_in_use > options.memory_budget - bytes) {
+      if (bytes > options.memory_budget || bytes_in_use > options.memory_budget - bytes ||
+          allocations_left == 0) {
         throw cuda_error("cudaMallocAsync", 2, "out of memory");
       }
+      --allocations_left;
       allocation made{poisoned_bytes(bytes, 256), {}};
       std::byte* const p = made.memory.data();
       made.release.push_back({[this, p] { release(p); }, 0, 0, 0});
@@ -298,6 +363,9 @@ class emulated_runtime {
         return;
       }
       queue& q = check(stream);
+      if (q.captured) {
+        fail(std::make_exception_ptr(emulation_error("deallocate while the stream is captured")));
+      }
       at->second.release.front().number = n_given++;
       q.tasks.splice(q.tasks.end(), at->second.release);
       ++q.n_given;
@@ -395,6 +463,7 @@ class emulated_runtime {
     std::recursive_mutex mutex;  // recursive: what with_policy runs may allocate
     std::deque<queue> streams = std::deque<queue>(2);  // the default one, the side stream, others
     std::map<std::byte*, allocation, std::less<>> allocations;
+    std::size_t allocations_left = std::numeric_limits<std::size_t>::max();
     std::size_t bytes_in_use = 0;
     std::size_t peak_bytes_in_use = 0;
     std::uint64_t n_given = 0;
@@ -405,6 +474,10 @@ class emulated_runtime {
 
   [[nodiscard]] std::unique_lock<std::recursive_mutex> guard() const {
     return std::unique_lock(state_->mutex);
+  }
+  void refuse_capture(stream_type stream, const char* call) const {
+    const auto lock = guard();
+    state_->refuse_capture(stream, call);
   }
 
   std::shared_ptr<state> state_;

@@ -79,7 +79,7 @@ constexpr double same = 1e-4;
 TEST_CASE("what one backend saves the other loads, with the same trees") {
   const std::uint64_t seed = std::random_device{}();
   CAPTURE(seed);
-  const scratch_folder folder("cuda_save");
+  const scratch_folder folder;
   for (const std::size_t n : {0U, 3U, 40U, 700U}) {
     CAPTURE(n);
     random_engine random(seed + n);
@@ -119,7 +119,7 @@ TEST_CASE("what one backend saves the other loads, with the same trees") {
 }
 
 TEST_CASE("load refuses another model and leaves no sequence") {
-  const scratch_folder folder("cuda_save");
+  const scratch_folder folder;
   host_cache<on_device> device(sizes, small_window<on_device::options_type>());
   device.on_device().save(device.create(), folder.path() / "file", "one");
   CHECK_THROWS_AS((void)device.on_device().load(folder.path() / "file", "other"),

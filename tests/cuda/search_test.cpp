@@ -1,233 +1,220 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <memory>
 #include <random>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
 
-#include <wavekv/cache/attend_pass.hpp>
-#include <wavekv/cache/layer_writer.hpp>
-#include <wavekv/index/bounds/error_bound.cuh>
 #include <wavekv/index/bounds/exact.hpp>
-#include <wavekv/index/query_metric_kmeans.hpp>
-#include <wavekv/index/search_runner.cuh>
-#include <wavekv/index/segment_size.hpp>
-#include <wavekv/index/tokens_per_cluster.hpp>
-#include <wavekv/index/wave_index.hpp>
 
-#include "archetypes/executors.hpp"
-#include "cuda/emulated_runtime.hpp"
-#include "cuda/uploaded_layer.hpp"
-#include "support/model.hpp"
-#include "support/rows.hpp"
+#include "cuda/search_cases.hpp"
+#include "cuda/twin_layers.hpp"
+
+// The machinery of a search on the device: exact attention against an oracle in double; a search whose plan depends on no
+// number, so that it is the same on the CPU, against that. Seeds are drawn anew; a check that fails says which.
 
 using namespace wavekv_test;
 using wavekv::bf16;
 using wavekv::f16;
-using wavekv::geometry;
-using wavekv::testing::emulated_runtime;
-using wavekv::testing::emulation_options;
+using wavekv::zone;
 using wavekv::testing::schedule;
 namespace device = wavekv::device;
 
-namespace {
+namespace a_user {
 
-// One layer of one sequence, sealed by the CPU, on both.
-template <class S, class ClusterCount>
-class twin_layers {
- public:
-  using index = wavekv::wave_index<wavekv::segment_size<512, 128>, ClusterCount,
-                                   wavekv::query_metric_kmeans<3>, wavekv::error_bound<>>;
-  using writer = wavekv::layer_writer<S, index, wavekv::wave_buffer<>, any_executor>;
-  using layer = typename writer::layer_type;
-  using pass = wavekv::attend_pass<S, wavekv::wave_buffer<>, typename writer::segment_type>;
+/// A bound of a user's: nodes take zones in turns, whatever the numbers say. Its twin on the CPU is the archetype.
+template <bool Drops>
+struct taking_turns : alternate<Drops> {};
 
-  twin_layers(const geometry& sizes, std::size_t n_tokens, key_family family, std::uint64_t seed,
-              emulation_options options)
-      : sizes_(sizes),
-        reader_({}, sizes.key_dim, sizes.value_dim),
-        writer_(sizes_, 4, 16, executor_, reader_),
-        runtime_(options) {
-    random_engine random(seed);
-    state_.sink = state_.tail =
-        wavekv::token_rows<S>(sizes.n_kv_heads, sizes.key_dim, sizes.value_dim);
-    state_.metrics.assign(sizes.n_kv_heads, wavekv::query_metric(sizes.key_dim));
-    const auto keys = make_keys(random, family, n_tokens, sizes.n_kv_heads, sizes.key_dim);
-    const auto values = normal_rows(random, n_tokens * sizes.n_kv_heads * sizes.value_dim);
-    const auto queries = normal_rows(random, n_tokens * sizes.n_query_heads * sizes.key_dim);
-    wavekv::detail::stage_rows(
-        state_.tail, wavekv::nhd(keys.data(), n_tokens, sizes.n_kv_heads, sizes.key_dim),
-        wavekv::nhd(values.data(), n_tokens, sizes.n_kv_heads, sizes.value_dim));
-    writer_.commit(state_, 0, n_tokens, false,
-                   wavekv::nhd(queries.data(), n_tokens, sizes.n_query_heads, sizes.key_dim));
-    for (auto& prepared : writer_.prepare_rest(state_)) writer::commit_seal(state_, 0, prepared);
-    append_naively<S>(tokens_, keys, values);
-    shape_.n_kv_heads = static_cast<unsigned>(sizes.n_kv_heads);
-    shape_.group_size = static_cast<unsigned>(sizes.group_size());
-    shape_.key_dim = static_cast<unsigned>(sizes.key_dim);
-    shape_.value_dim = static_cast<unsigned>(sizes.value_dim);
-    shape_.n_levels = ClusterCount::n_levels;
-    shape_.softcap = sizes.logit_softcap;
+template <class Block, bool Drops>
+WAVEKV_DEVICE void plan_on_device(Block& b, const taking_turns<Drops>& bound,
+                                  const device::frontier_view& nodes, zone* zones,
+                                  const device::plan_memory& memory) {
+  constexpr zone turns[] = {zone::retrieval, zone::estimation, zone::dropped};
+  unsigned before = 0;  // nodes
+  for (unsigned first = 0; first < nodes.n_columns; first += b.n_threads()) {
+    const unsigned column = first + b.thread();
+    const bool is_node = column < nodes.n_columns && nodes.is_node(column);
+    unsigned n = 0;
+    const unsigned i = before + device::block_scan(b, is_node ? 1U : 0U, memory.of_warps, n);
+    if (is_node) zones[column] = turns[(i + bound.offset + nodes.level) % (Drops ? 3 : 2)];
+    before += n;
   }
-
-  const naive_layer& tokens() const { return tokens_; }
-  const layer& state() const { return state_; }
-
-  template <class Bound>
-  std::pair<outputs, wavekv::step_stats> attend_on_cpu(const std::vector<float>& queries,
-                                                       const Bound& bound) {
-    const std::size_t n = queries.size() / (sizes_.n_query_heads * sizes_.key_dim);
-    outputs result(sizes_, n);
-    pass cpu;
-    const typename pass::settings fixed{sizes_, 0, 16, 0};
-    cpu.begin(fixed, wavekv::nhd(queries.data(), n, sizes_.n_query_heads, sizes_.key_dim));
-    cpu.add(fixed, {{}, n}, state_);
-    const auto stats = cpu.run(bound, reader_, executor_, [&](std::size_t query, std::size_t head,
-                                                              const auto& merged) {
-      for (std::size_t g = 0; g < merged.n_queries; ++g) {
-        const std::size_t row = query * sizes_.n_query_heads + head * sizes_.group_size() + g;
-        result.lse[row] = wavekv::log_sum_exp(merged, g);
-        wavekv::finish(merged.part(g, 1), result.out.data() + row * sizes_.value_dim,
-                       sizes_.value_dim);
-      }
-    });
-    return {std::move(result), stats};
-  }
-
-  template <class Bound>
-  std::pair<outputs, device::step_counts> attend_on_device(const std::vector<float>& queries,
-                                                           const Bound& bound,
-                                                           unsigned n_splits) {
-    const std::size_t n = queries.size() / (sizes_.n_query_heads * sizes_.key_dim);
-    uploaded_layer<S, ClusterCount, emulated_runtime> layer(runtime_, shape_, state_);
-    outputs result(sizes_, n);
-    device::search_room room;
-    room.n_queries = static_cast<unsigned>(n);
-    room.n_splits = n_splits;
-    for (unsigned l = 0; l < shape_.n_levels; ++l) {
-      // Runs of opened families are not all full.
-      room.n_columns[l] = (device::most_nodes<ClusterCount>(length(), l) + length() / 16 + 8) /
-                          8 * 8 * (l + 1 == shape_.n_levels ? 1 : 2);
-    }
-    room.n_columns[shape_.n_levels - 1] = layer.n_top_runs() * 8;
-    room.n_token_runs = static_cast<unsigned>(length());
-    device::device_arena count(nullptr);
-    (void)device::lay_out_searches<S>(count, shape_, room);
-    const std::size_t bytes = count.used();
-    void* const memory = runtime_.allocate(bytes, {});
-    device::device_arena arena(memory);
-    device::search_space<S> space = device::lay_out_searches<S>(arena, shape_, room);
-    runtime_.fill(space.counters, 0, space.n_searches * sizeof(unsigned), {});
-    auto* const report =
-        static_cast<device::step_counts*>(runtime_.allocate(sizeof(device::step_counts), {}));
-    runtime_.fill(report, 0, sizeof(device::step_counts), {});
-    space.report = report;
-    auto* const on_device =
-        static_cast<float*>(runtime_.allocate(queries.size() * sizeof(float), {}));
-    runtime_.copy_in(on_device, queries.data(), queries.size() * sizeof(float), {});
-    auto* const out =
-        static_cast<float*>(runtime_.allocate(result.out.size() * sizeof(float), {}));
-    auto* const lse =
-        static_cast<float*>(runtime_.allocate(result.lse.size() * sizeof(float), {}));
-    const device::query_run_view<S> run{layer.view(), static_cast<std::uint32_t>(n), 0};
-    device::search_batch<S> batch;
-    batch.runs = std::span(&run, 1);
-    batch.queries = {on_device, device::element_kind::float32,
-                     sizes_.n_query_heads * sizes_.key_dim, sizes_.key_dim};
-    batch.scale = sizes_.logit_scale();
-    batch.answer.out = {out, device::element_kind::float32,
-                        sizes_.n_query_heads * sizes_.value_dim, sizes_.value_dim};
-    batch.answer.lse = lse;
-    batch.answer.lse_strides[0] = sizes_.n_query_heads;
-    batch.answer.lse_strides[1] = 1;
-    device::launch_searches(runtime_, space, batch, bound, {});
-    device::step_counts counts;
-    runtime_.copy_out(result.out.data(), out, result.out.size() * sizeof(float), {});
-    runtime_.copy_out(result.lse.data(), lse, result.lse.size() * sizeof(float), {});
-    runtime_.copy_out(&counts, report, sizeof(counts), {});
-    runtime_.deallocate(memory, bytes, {});
-    runtime_.deallocate(report, sizeof(device::step_counts), {});
-    runtime_.deallocate(on_device, queries.size() * sizeof(float), {});
-    runtime_.deallocate(out, result.out.size() * sizeof(float), {});
-    runtime_.deallocate(lse, result.lse.size() * sizeof(float), {});
-    return {std::move(result), counts};
-  }
-
- private:
-  std::size_t length() const { return state_.length(); }
-
-  geometry sizes_;
-  any_executor executor_;
-  typename writer::reader_type reader_;
-  writer writer_;
-  layer state_;
-  naive_layer tokens_;
-  device::model_shape shape_;
-  emulated_runtime runtime_;
-};
-
-double relative_difference(std::span<const float> a, std::span<const float> b) {
-  double difference = 0.0;
-  double norm = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (double{a[i]} - double{b[i]}) * (double{a[i]} - double{b[i]});
-    norm += double{b[i]} * double{b[i]};
-  }
-  return std::sqrt(difference / std::max(norm, 1e-30));
 }
+
+}  // namespace a_user
+
+namespace {
 
 constexpr schedule all_schedules[] = {schedule::forwards, schedule::backwards, schedule::random};
 
-template <class S, class ClusterCount>
-void compare(const geometry& sizes, std::size_t n_tokens, key_family family) {
-  const std::uint64_t seed = std::random_device{}();
-  CAPTURE(seed);
-  CAPTURE(n_tokens);
-  CAPTURE(name_of(family));
-  for (const schedule order : all_schedules) {
-    emulation_options options;
-    options.order = order;
-    options.seed = seed;
-    twin_layers<S, ClusterCount> layers(sizes, n_tokens, family, seed, options);
-    random_engine random(seed + 1);
-    const auto queries = normal_rows(random, 2 * sizes.n_query_heads * sizes.key_dim, 2.0F);
-    const reference_attention truth = attend_naively(sizes, 0, layers.tokens(), queries);
-    const auto [exact, exact_counts] = layers.attend_on_device(queries, wavekv::exact{}, 3);
-    double worst = 0.0;
-    for (std::size_t i = 0; i < exact.out.size(); ++i)
-      worst = std::max(worst, std::abs(double{exact.out[i]} - truth.out[i]));
-    MESSAGE("exact against double: " << worst);
-    CHECK(worst < 1e-4);
-    CHECK(exact_counts.faults == 0);
-    CHECK(exact_counts.tokens_read == exact_counts.tokens_held);
-    wavekv::error_bound<> bound;
-    bound.free_tokens = 16;
-    bound.max_read = 0.05F;
-    const auto [cpu, cpu_stats] = layers.attend_on_cpu(queries, bound);
-    const auto [gpu, counts] = layers.attend_on_device(queries, bound, 2);
-    MESSAGE("bound: cpu against device " << relative_difference(gpu.out, cpu.out) << ", read "
-                                         << counts.tokens_read << " cpu "
-                                         << cpu_stats.tokens_read << " of " << counts.tokens_held);
-    CHECK(relative_difference(gpu.out, cpu.out) < 1e-4);
-    CHECK(counts.tokens_read == cpu_stats.tokens_read);
-    CHECK(counts.clusters_read == cpu_stats.clusters_read);
-    CHECK(counts.summaries_read == cpu_stats.summaries_read);
-    CHECK(counts.clusters_estimated == cpu_stats.clusters_estimated);
-    CHECK(std::bit_cast<float>(counts.predicted_error) ==
-          doctest::Approx(cpu_stats.predicted_error).epsilon(1e-3));
-    CHECK(counts.faults == 0);
-  }
+/// What both did, number by number.
+void check_counts(const device::step_counts& counts, const wavekv::step_stats& stats) {
+  CHECK(counts.faults == 0);
+  CHECK(counts.groups == stats.groups);
+  CHECK(counts.rounds == stats.rounds);
+  CHECK(counts.tokens_held == stats.tokens_held);
+  CHECK(counts.tokens_read == stats.tokens_read);
+  CHECK(counts.tokens_sampled == 0);
+  CHECK(counts.clusters_read == stats.clusters_read);
+  CHECK(counts.clusters_estimated == stats.clusters_estimated);
+  CHECK(counts.clusters_dropped == stats.clusters_dropped);
+  CHECK(counts.summaries_read == stats.summaries_read);
+  CHECK(counts.bytes_read == stats.bytes_read);
+  CHECK(counts.capped == stats.capped);
+}
+
+template <class S>
+void check_exact(const search_case& which) {
+  CAPTURE(which.text());
+  with_twins<S>(which, [&](twin_layers<S>& twins, const std::vector<float>& queries) {
+    const auto cpu = twins.attend_on_cpu(queries, wavekv::exact{});
+    const auto gpu = twins.attend_on_device(queries, wavekv::exact{}, which.options);
+    check_counts(gpu.counts, cpu.stats);
+    const reference_attention truth = attend_naively(which.sizes, 0, twins.tokens(), queries);
+    const closeness<S> allowed(which, twins, queries);
+    CHECK(largest_distance<float, double>(gpu.result.out, truth.out, which.sizes.value_dim) <=
+          allowed.out);
+    CHECK(largest_lse_error(gpu.result.lse, truth) <= allowed.lse);
+  });
+}
+
+template <class S, bool Drops>
+void check_turns(const search_case& which) {
+  CAPTURE(which.text());
+  CAPTURE(Drops);
+  with_twins<S>(which, [&](twin_layers<S>& twins, const std::vector<float>& queries) {
+    const a_user::taking_turns<Drops> bound{{which.seed % 3}};
+    const auto cpu = twins.attend_on_cpu(queries, bound);
+    const auto gpu = twins.attend_on_device(queries, bound, which.options);
+    REQUIRE(different_zones(cpu.zones, gpu.zones) == 0.0);
+    check_counts(gpu.counts, cpu.stats);
+    // An estimate that is taken out again may have been some 55 times what takes its place (see group_search.hpp), but
+    // seldom is: four times the rounding leave room enough.
+    const closeness<S> allowed(which, twins, queries, 4.0);
+    CHECK(largest_distance<float, float>(gpu.result.out, cpu.result.out, which.sizes.value_dim) <=
+          allowed.out);
+    CHECK(largest_distance<float, float>(gpu.result.lse, cpu.result.lse, 1) <= allowed.lse);
+    // Shares follow the rounding of logits; errors are sums of such squares.
+    const auto close = [&](unsigned bits, float expected) {
+      return std::abs(std::bit_cast<float>(bits) - expected) <=
+             (allowed.lse + 1e-5) * static_cast<double>(expected);
+    };
+    CHECK(close(gpu.counts.predicted_error, cpu.stats.predicted_error));
+    CHECK(close(gpu.counts.dropped_mass, cpu.stats.dropped_mass));
+  });
 }
 
 }  // namespace
 
-TEST_CASE("a search on the device answers as on the CPU") {
-  const geometry sizes{.n_layers = 1, .n_query_heads = 8, .n_kv_heads = 2, .key_dim = 64, .value_dim = 64};
-  compare<bf16, wavekv::tokens_per_cluster<8, 64>>(sizes, 1100, key_family::clustered);
+TEST_CASE_TEMPLATE("exact attention on the device keeps to an oracle", S, bf16, f16, float) {
+  random_engine random(std::random_device{}());
+  for (std::size_t i = 0; i < 6; ++i) check_exact<S>(random_case(random, i));
+}
+
+TEST_CASE_TEMPLATE("a plan that is the same on both sides gives the same answer", S, bf16, f16,
+                   float) {
+  random_engine random(std::random_device{}());
+  for (std::size_t i = 0; i < 6; ++i) {
+    check_turns<S, false>(random_case(random, i));
+    check_turns<S, true>(random_case(random, i));
+  }
+}
+
+TEST_CASE("a search gives the same bits in whatever order threads run") {
+  random_engine random(std::random_device{}());
+  for (std::size_t i = 0; i < 3; ++i) {
+    search_case which = random_case(random, i);
+    CAPTURE(which.text());
+    std::vector<outputs> seen;
+    for (const schedule order : all_schedules) {
+      which.order = order;
+      with_twins<bf16>(which, [&](twin_layers<bf16>& twins, const std::vector<float>& queries) {
+        const a_user::taking_turns<false> bound{};
+        seen.push_back(twins.attend_on_device(queries, bound, which.options).result);
+      });
+    }
+    CHECK(seen[0] == seen[1]);
+    CHECK(seen[0] == seen[2]);
+  }
+}
+
+TEST_CASE("sequences of a batch do not see each other") {
+  using layers = twin_layers<bf16>;
+  random_engine random(std::random_device{}());
+  const std::uint64_t seed = random();
+  CAPTURE(seed);
+  wavekv::testing::emulation_options options;
+  options.order = schedule::random;
+  options.seed = seed;
+  const layers::runtime_type runtime(options);
+  wavekv::geometry sizes{
+      .n_layers = 1, .n_query_heads = 6, .n_kv_heads = 2, .key_dim = 64, .value_dim = 32};
+  const std::size_t per_query = sizes.n_query_heads * sizes.key_dim;
+  std::vector<std::unique_ptr<layers>> sequences;
+  std::vector<device::query_run_view<bf16>> runs;
+  std::vector<float> queries;
+  device::search_room room;
+  for (const auto& [n_tokens, n_queries] :
+       {std::pair{700U, 1U}, {0U, 1U}, {3U, 2U}, {300U, 4U}, {0U, 1U}}) {
+    const layer_contents what{n_tokens, key_family::clustered, n_tokens == 3};
+    sequences.push_back(
+        std::make_unique<layers>(wavekv::tokens_per_cluster<8, 64>{}, sizes, what, seed, runtime));
+    const layers& last = *sequences.back();
+    runs.push_back({last.view(), n_queries, 0});
+    const auto more = normal_rows(random, n_queries * per_query);
+    queries.insert(queries.end(), more.begin(), more.end());
+    for (std::size_t level = 0; level < 2; ++level)
+      room.n_columns[level] = std::max(room.n_columns[level], last.room().n_columns[level]);
+    room.n_token_runs = std::max(room.n_token_runs, last.room().n_token_runs);
+  }
+  const a_user::taking_turns<true> bound{};
+  const device_attend together = layers::run_searches(runtime, sizes, sequences[0]->shape(), runs,
+                                                      room, queries, bound, device_options{});
+  CHECK(together.counts.groups == 9 * sizes.n_kv_heads);
+  std::size_t first = 0;  // query
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const auto from = queries.begin() + static_cast<std::ptrdiff_t>(first * per_query);
+    const std::vector<float> own(from,
+                                 from + static_cast<std::ptrdiff_t>(runs[i].n_queries * per_query));
+    const device_attend alone = sequences[i]->attend_on_device(own, bound);
+    const auto same = [&](const std::vector<float>& part, const std::vector<float>& all,
+                          std::size_t per_row) {
+      return std::ranges::equal(part, std::span(all).subspan(first * per_row, part.size()));
+    };
+    CHECK(same(alone.result.out, together.result.out, sizes.n_query_heads * sizes.value_dim));
+    CHECK(same(alone.result.lse, together.result.lse, sizes.n_query_heads));
+    first += runs[i].n_queries;
+  }
+}
+
+TEST_CASE("a workspace that a sequence has outgrown is told, and nothing is written past it") {
+  search_case which;
+  which.sizes = {
+      .n_layers = 1, .n_query_heads = 2, .n_kv_heads = 1, .key_dim = 64, .value_dim = 64};
+  which.what.n_tokens = 600;
+  which.n_levels = 2;
+  with_twins<f16>(which, [&](twin_layers<f16>& twins, const std::vector<float>& queries) {
+    const a_user::taking_turns<false> opens_half{};
+    const auto faults = [&](const device::search_room& room) {
+      device_options options;
+      options.room = room;
+      return twins.attend_on_device(queries, opens_half, options).counts.faults;
+    };
+    CHECK(faults(twins.room()) == 0);
+    for (std::size_t level = 0; level < 2; ++level) {
+      device::search_room small = twins.room();
+      small.n_columns[level] = 8;
+      CHECK(faults(small) == static_cast<unsigned>(device::fault::workspace_too_small));
+    }
+    device::search_room small = twins.room();
+    small.n_token_runs = 2;
+    CHECK(faults(small) == static_cast<unsigned>(device::fault::workspace_too_small));
+  });
 }

@@ -135,7 +135,8 @@ struct product_kernel {
 /// Matrix products as they are written down.
 class plain_product {
  public:
-  explicit plain_product(capturing_runtime runtime) : runtime_(std::move(runtime)) {}
+  explicit plain_product(capturing_runtime runtime, capturing_runtime::stream_type /*stream*/ = {})
+      : runtime_(std::move(runtime)) {}
 
   template <class T>
   void operator()(capturing_runtime::stream_type stream, const transformer::device_matrix& w,

@@ -9,7 +9,7 @@
 
 #include <wavekv/wavekv.hpp>
 
-#include "archetypes/executors.hpp"
+#include "support/backend.hpp"
 #include "support/model.hpp"
 
 /// @file filled_cache.hpp
@@ -20,10 +20,8 @@ namespace wavekv_test {
 
 template <class S, class Counts>
 using cache_of =
-    wavekv::kv_cache<S,
-                     wavekv::wave_index<wavekv::segment_size<256, 128>, Counts,
-                                        wavekv::query_metric_kmeans<4>, wavekv::error_bound<>>,
-                     wavekv::wave_buffer<>, wavekv::cpu<any_executor>>;
+    tested_cache<S, wavekv::wave_index<wavekv::segment_size<256, 128>, Counts,
+                                       wavekv::query_metric_kmeans<4>, wavekv::error_bound<>>>;
 using flat = wavekv::tokens_per_cluster<8>;
 using tree = wavekv::tokens_per_cluster<8, 32>;
 
@@ -56,7 +54,7 @@ struct filled {
     typename cache_of<S, Counts>::options_type chosen;
     chosen.sink_tokens = 4;
     chosen.window_tokens = 16;
-    chosen.executor = executor;
+    run_on(chosen, executor);
     chosen.seed = 3;
     return chosen;
   }

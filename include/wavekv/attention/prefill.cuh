@@ -56,7 +56,7 @@ struct prefill_kernel {
 
   [[nodiscard]] std::size_t shared_bytes() const {
     return (2 * std::size_t{tiling::tile_chunks} +
-            std::size_t{tiling::n_warps} * n_halves * tiling::query_chunks) *
+            std::size_t{tiling::n_warps} * tiling::warp_chunks(n_halves)) *
            sizeof(words4);
   }
 
@@ -78,7 +78,7 @@ struct prefill_kernel {
     }
     rows.first += b.warp() * tiling::warp_rows;
     prefill_warp<T, MaxDim, SplitWeights> warp(
-        shape, rows, tiles + 2 * tiling::tile_chunks + b.warp() * n_halves * tiling::query_chunks,
+        shape, rows, tiles + 2 * tiling::tile_chunks + b.warp() * tiling::warp_chunks(n_halves),
         n_halves);
     if (!warp.load(b, queries, scale)) {
       b.atomic_or(&report->faults, static_cast<unsigned>(fault::query_not_finite));

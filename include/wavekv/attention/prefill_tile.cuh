@@ -32,6 +32,11 @@ struct prefill_tiling {
   static constexpr unsigned tile_chunks = n_keys * row_chunks;
   /// @brief Chunks of one half of a warp's queries.
   static constexpr unsigned query_chunks = row_tiles * MaxDim / 16 * warp_size;
+  static constexpr unsigned factor_chunks = warp_rows * sizeof(float) / 16;
+  /// @brief Chunks of shared memory that a warp has to itself.
+  WAVEKV_HOST_DEVICE static constexpr unsigned warp_chunks(unsigned n_halves) {
+    return factor_chunks + n_halves * query_chunks;
+  }
 
   /// @brief Where a chunk lies in its row: so that neither the loads of keys, four chunks of eight rows, nor those of values,
   /// eight chunks of four rows, meet in a bank.

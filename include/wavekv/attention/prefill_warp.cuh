@@ -39,11 +39,15 @@ class prefill_warp {
   using tiling = prefill_tiling<T, MaxDim>;
   using operand = typename tile_scalar<T>::operand;
 
-  /// @param queries   the warp's own shared memory, n_halves · tiling::query_chunks
+  /// @param memory    the warp's own shared memory, tiling::warp_chunks(n_halves)
   /// @param n_halves  of the queries: 1 or 2
-  WAVEKV_DEVICE prefill_warp(const model_shape& shape, const prefill_rows& rows, words4* queries,
+  WAVEKV_DEVICE prefill_warp(const model_shape& shape, const prefill_rows& rows, words4* memory,
                              unsigned n_halves)
-      : shape_(shape), rows_(rows), queries_(queries), n_halves_(n_halves) {
+      : shape_(shape),
+        rows_(rows),
+        factors_(reinterpret_cast<float*>(memory)),
+        queries_(memory + tiling::factor_chunks),
+        n_halves_(n_halves) {
     first_sees_ = rows.n_seen(0);
     last_sees_ = rows.exists(0) ? rows.n_seen(tiling::warp_rows - 1) : 0;
     WAVEKV_UNROLL
@@ -52,7 +56,6 @@ class prefill_warp {
       for (unsigned h = 0; h < 2; ++h) {
         max_[m][h] = minus_infinity();
         denominator_[m][h] = 0.0F;
-        factor_[m][h] = 0.0F;
       }
       WAVEKV_UNROLL
       for (unsigned n = 0; n < MaxDim / 8; ++n) {
@@ -81,9 +84,8 @@ class prefill_warp {
         if (n_halves_ > 1) {
           find_unit(b, from, 16 * m + 8 * h + i, down[h], up);
         }
-        WAVEKV_UNROLL
-        for (unsigned k = 0; k < tiling::row_tiles; ++k) {  // m is no constant
-          factor_[k][h] = k == m ? scale * up : factor_[k][h];
+        if (j == 0) {
+          factors_[16 * m + 8 * h + i] = scale * up;
         }
       }
       for (unsigned c = 0; c * 32 < shape_.key_dim; ++c) {
@@ -131,24 +133,44 @@ class prefill_warp {
       return;
     }
     float logits[tiling::row_tiles][n_columns][4];
-    if (n_terms == 1 && shape_.key_dim == MaxDim) {
-      multiply<true>(b, tile, logits);
-    } else {
-      multiply<false>(b, tile, logits);
+    WAVEKV_UNROLL
+    for (unsigned m = 0; m < tiling::row_tiles; ++m) {
+      WAVEKV_UNROLL
+      for (unsigned n = 0; n < n_columns; ++n) {
+        WAVEKV_UNROLL
+        for (unsigned e = 0; e < 4; ++e) {
+          logits[m][n][e] = 0.0F;
+        }
+      }
     }
-    const bool bends = shape_.softcap > 0.0F;
-    if (bends) {
-      bend(logits);
+    if (n_terms == 1 && shape_.key_dim == MaxDim) {
+      multiply<true>(b, tile, queries_, logits);
+    } else {
+      multiply<false>(b, tile, queries_, logits);
+    }
+    if (n_halves_ > 1) {
+      multiply<false>(b, tile, queries_ + tiling::query_chunks, logits);
+    }
+    float factors[tiling::row_tiles][2];  // to logits to base 2
+    WAVEKV_UNROLL
+    for (unsigned m = 0; m < tiling::row_tiles; ++m) {
+      WAVEKV_UNROLL
+      for (unsigned h = 0; h < 2; ++h) {
+        factors[m][h] = factors_[16 * m + 8 * h + b.lane() / 4];
+      }
+    }
+    if (shape_.softcap > 0.0F) {
+      bend(logits, factors);
     }
     if (run.n < tiling::n_keys || run.first_position + run.n > first_sees_) {
       mask(b, run, logits);
     }
-    raise_max(b, logits, bends);
+    raise_max(b, logits, factors);
     std::uint32_t upper[tiling::row_tiles][n_columns / 2][4];
     std::uint32_t lower[tiling::row_tiles][n_columns / 2][4];
     WAVEKV_UNROLL
     for (unsigned m = 0; m < tiling::row_tiles; ++m) {
-      weigh(b, logits[m], m, bends, upper[m], lower[m]);
+      weigh(b, logits[m], factors[m], m, upper[m], lower[m]);
     }
     if (n_terms == 1 && shape_.value_dim == MaxDim) {
       add_values<true>(b, tile, upper, lower);
@@ -235,51 +257,39 @@ class prefill_warp {
     up = std::bit_cast<float>((exponent + 1U) << 23U);
   }
 
-  // Products of all rows with a tile's keys. Lane (i, j) has those of keys 8n + 2j and the next.
+  // Adds the products of one half of all rows with a tile's keys. Lane (i, j) has those of keys 8n + 2j and the next.
   // Whole: no step of the loop may be the last, so that loads overtake products.
   template <bool Whole, class Block>
-  WAVEKV_DEVICE void multiply(Block& b, const words4* tile,
+  WAVEKV_DEVICE void multiply(Block& b, const words4* tile, const words4* queries,
                               float (&products)[tiling::row_tiles][n_columns][4]) const {
     const unsigned i = b.lane() / 4;
     const unsigned j = b.lane() % 4;
+    queries += b.lane();
     WAVEKV_UNROLL
-    for (unsigned m = 0; m < tiling::row_tiles; ++m) {
+    for (unsigned c = 0; c < MaxDim / 32; ++c) {
+      if (!Whole && c * 32 >= shape_.key_dim) {
+        break;
+      }
+      words4 left[tiling::row_tiles][2];
       WAVEKV_UNROLL
-      for (unsigned n = 0; n < n_columns; ++n) {
+      for (unsigned m = 0; m < tiling::row_tiles; ++m) {
         WAVEKV_UNROLL
-        for (unsigned e = 0; e < 4; ++e) {
-          products[m][n][e] = 0.0F;
+        for (unsigned step = 0; step < 2; ++step) {
+          left[m][step] = queries[(m * n_steps + 2 * c + step) * warp_size];
         }
       }
-    }
-    for (unsigned half = 0; half < n_halves_; ++half) {
-      const words4* const queries = queries_ + half * tiling::query_chunks + b.lane();
       WAVEKV_UNROLL
-      for (unsigned c = 0; c < MaxDim / 32; ++c) {
-        if (!Whole && c * 32 >= shape_.key_dim) {
-          break;
-        }
-        words4 left[tiling::row_tiles][2];
+      for (unsigned n = 0; n < n_columns; ++n) {
+        std::uint32_t words[n_terms][4];
+        detail::read_eight<T>(b, chunk(tile, 8 * n + i, i, 32 * c + 8 * j), words);
         WAVEKV_UNROLL
-        for (unsigned m = 0; m < tiling::row_tiles; ++m) {
+        for (unsigned t = 0; t < n_terms; ++t) {
           WAVEKV_UNROLL
           for (unsigned step = 0; step < 2; ++step) {
-            left[m][step] = queries[(m * n_steps + 2 * c + step) * warp_size];
-          }
-        }
-        WAVEKV_UNROLL
-        for (unsigned n = 0; n < n_columns; ++n) {
-          std::uint32_t words[n_terms][4];
-          detail::read_eight<T>(b, chunk(tile, 8 * n + i, i, 32 * c + 8 * j), words);
-          WAVEKV_UNROLL
-          for (unsigned t = 0; t < n_terms; ++t) {
             WAVEKV_UNROLL
-            for (unsigned step = 0; step < 2; ++step) {
-              WAVEKV_UNROLL
-              for (unsigned m = 0; m < tiling::row_tiles; ++m) {
-                b.template multiply<operand>(products[m][n], left[m][step].word,
-                                             {words[t][2 * step], words[t][2 * step + 1]});
-              }
+            for (unsigned m = 0; m < tiling::row_tiles; ++m) {
+              b.template multiply<operand>(products[m][n], left[m][step].word,
+                                           {words[t][2 * step], words[t][2 * step + 1]});
             }
           }
         }
@@ -295,7 +305,8 @@ class prefill_warp {
     return tile + row * tiling::row_chunks + at / 8 * 8 + tiling::place(place, at % 8);
   }
 
-  WAVEKV_DEVICE void bend(float (&logits)[tiling::row_tiles][n_columns][4]) const {
+  WAVEKV_DEVICE void bend(float (&logits)[tiling::row_tiles][n_columns][4],
+                          float (&factors)[tiling::row_tiles][2]) const {
     const float cap = shape_.softcap * std::numbers::log2e_v<float>;
     WAVEKV_UNROLL
     for (unsigned m = 0; m < tiling::row_tiles; ++m) {
@@ -303,9 +314,11 @@ class prefill_warp {
       for (unsigned n = 0; n < n_columns; ++n) {
         WAVEKV_UNROLL
         for (unsigned e = 0; e < 4; ++e) {
-          logits[m][n][e] = cap * std::tanh(logits[m][n][e] * factor_[m][e / 2]);
+          logits[m][n][e] = cap * std::tanh(logits[m][n][e] * factors[m][e / 2]);
         }
       }
+      factors[m][0] = 1.0F;
+      factors[m][1] = 1.0F;
     }
   }
 
@@ -331,27 +344,23 @@ class prefill_warp {
     }
   }
 
-  WAVEKV_DEVICE float factor(unsigned m, unsigned h, bool bends) const {
-    return bends ? 1.0F : factor_[m][h];
-  }
-
   // Where weights would leave what an operand can say, brings the sums under a new maximum.
   template <class Block>
   WAVEKV_DEVICE void raise_max(Block& b, const float (&logits)[tiling::row_tiles][n_columns][4],
-                               bool bends) {
+                               const float (&factors)[tiling::row_tiles][2]) {
     float most[tiling::row_tiles][2];
     bool any = false;
     WAVEKV_UNROLL
     for (unsigned m = 0; m < tiling::row_tiles; ++m) {
       WAVEKV_UNROLL
       for (unsigned h = 0; h < 2; ++h) {
-        most[m][h] = minus_infinity();
+        most[m][h] = std::fmax(logits[m][0][2 * h], logits[m][0][2 * h + 1]);
         WAVEKV_UNROLL
-        for (unsigned n = 0; n < n_columns; ++n) {
+        for (unsigned n = 1; n < n_columns; ++n) {
           most[m][h] =
               std::fmax(most[m][h], std::fmax(logits[m][n][2 * h], logits[m][n][2 * h + 1]));
         }
-        most[m][h] *= factor(m, h, bends);
+        most[m][h] *= factors[m][h];
         any = any || most[m][h] > max_[m][h] + headroom<operand>.slack;
       }
     }
@@ -381,18 +390,17 @@ class prefill_warp {
 
   // Logits to weights, as left operands: what d of the products holds is what a of the next wants.
   template <class Block>
-  WAVEKV_DEVICE void weigh(Block& b, const float (&logits)[n_columns][4], unsigned m, bool bends,
-                           std::uint32_t (&upper)[n_columns / 2][4],
+  WAVEKV_DEVICE void weigh(Block& b, const float (&logits)[n_columns][4], const float (&factors)[2],
+                           unsigned m, std::uint32_t (&upper)[n_columns / 2][4],
                            std::uint32_t (&lower)[n_columns / 2][4]) {
     WAVEKV_UNROLL
     for (unsigned h = 0; h < 2; ++h) {
-      const float by = factor(m, h, bends);
       const float base =
           max_[m][h] > minus_infinity() ? max_[m][h] - headroom<operand>.shift : 0.0F;
       WAVEKV_UNROLL
       for (unsigned n = 0; n < n_columns; ++n) {
-        const float x = std::exp2(logits[n][2 * h] * by - base);
-        const float y = std::exp2(logits[n][2 * h + 1] * by - base);
+        const float x = std::exp2(logits[n][2 * h] * factors[h] - base);
+        const float y = std::exp2(logits[n][2 * h + 1] * factors[h] - base);
         denominator_[m][h] += x + y;
         const unsigned part = n % 2 * 2 + h;
         if constexpr (SplitWeights) {
@@ -449,19 +457,23 @@ class prefill_warp {
     }
   }
 
-  // The same half word of two words.
+  struct half_words {
+    std::uint16_t half[2];
+  };
+  // The same half word of two words. So written, it is one instruction.
   WAVEKV_DEVICE static std::uint32_t pair(std::uint32_t low, std::uint32_t high, unsigned upper) {
-    return upper == 0 ? (low & 0xFFFFU) | (high << 16U) : (low >> 16U) | (high & 0xFFFF'0000U);
+    return std::bit_cast<std::uint32_t>(half_words{
+        {std::bit_cast<half_words>(low).half[upper], std::bit_cast<half_words>(high).half[upper]}});
   }
 
   const model_shape& shape_;
   prefill_rows rows_;
-  words4* queries_;
+  float* factors_;   // [warp_rows] of products: what is left of scale and units
+  words4* queries_;  // [n_halves, query_chunks] as left operands
   unsigned n_halves_;
   std::uint32_t first_sees_;  // tokens that the warp's first row sees
   std::uint32_t last_sees_;
-  float factor_[tiling::row_tiles][2];  // of products
-  float max_[tiling::row_tiles][2];     // of logits to base 2, about
+  float max_[tiling::row_tiles][2];  // of logits to base 2, about
   float denominator_[tiling::row_tiles]
                     [2];  // of this lane's tokens; four lanes have a row's together
   float sums_[tiling::row_tiles][MaxDim / 8][4];

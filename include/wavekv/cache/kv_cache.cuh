@@ -86,6 +86,8 @@ struct device_partial_output {
 ///   or value was not finite. A step with such a query answers NaN for it; such an element of a key or value is stored as 0.
 /// - a captured graph of `append` and `attend` stays valid while the sequence grows: see `advance`.
 ///
+/// Before it is destroyed, the streams that used it have come to their end: it cannot know them.
+///
 /// Memory: through options().runtime, in stream order. When there is none left a call throws cuda_error and the cache is as
 /// before it. Threads: as on the CPU.
 /// @tparam Scalar   how K and V are stored: bf16, f16 or float
@@ -119,7 +121,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
         runtime_(options_.runtime),
         shape_(shape_of(geometry_)),
         writer_(runtime_, shape_, geometry_.n_layers, options_.sink_tokens, options_.window_tokens),
-        report_(runtime_, sizeof(device::step_counts), {}) {
+        report_(runtime_, 2 * sizeof(device::step_counts), {}) {
     runtime_.fill(report_.data(), 0, report_.bytes(), {});
     if (!geometry_.sink_logits.empty()) {
       const std::size_t bytes = geometry_.sink_logits.size() * sizeof(float);
@@ -177,7 +179,11 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   /// @brief Keeps the first n_tokens tokens of every layer. A segment that is cut is opened again: its tokens go back to the
   /// tail.  @throw sequence_error, cuda_error
   void truncate(sequence_id sequence, std::size_t n_tokens, stream_type stream = {}) {
-    for (layer_type& layer : sequences_.find(sequence).layers) {
+    sequence_state& state = sequences_.find(sequence);
+    for (layer_type& layer : state.layers) {
+      writer_.reserve_cut(layer, n_tokens, stream);
+    }
+    for (layer_type& layer : state.layers) {
       writer_.truncate(layer, n_tokens, stream);
     }
   }
@@ -282,8 +288,11 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   step_stats collect(stream_type stream = {}) {
     device::step_counts counts{};
     runtime_.wait(stream, made_);
-    runtime_.copy_out(&counts, report_.data(), sizeof(counts), stream);
-    runtime_.fill(report_.data(), 0, sizeof(counts), stream);
+    auto* const report = report_.template as<device::step_counts>();
+    // The host sees a copy, so that it has waited for the last thing that is done here.
+    runtime_.copy(report + 1, report, sizeof(counts), stream);
+    runtime_.fill(report, 0, sizeof(counts), stream);
+    runtime_.copy_out(&counts, report + 1, sizeof(counts), stream);
     const auto has = [&](device::fault one) {
       return (counts.faults & static_cast<unsigned>(one)) != 0;
     };
@@ -369,6 +378,14 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
       std::size_t first = 0;
       for (const query_run& run : batch) {
         layer_type& state = find_layer(run.sequence, layer);
+        if (run.n_queries < Index::segment_size_type::decode) {
+          append_together(std::span(&run, 1), layer, keys.slice(first, run.n_queries),
+                          values.slice(first, run.n_queries),
+                          queries.empty() ? queries : queries.slice(first, run.n_queries), false,
+                          stream);
+          first += run.n_queries;
+          continue;
+        }
         for (std::size_t done = 0; done < run.n_queries;) {
           const std::size_t piece = writer_.piece(state, run.n_queries - done);
           const query_run part{run.sequence, piece};
@@ -377,8 +394,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
           stage(std::span(&part, 1), layer, keys.slice(first + done, piece),
                 values.slice(first + done, piece), stream);
           teach(state, queries, first + done, piece, stream);
-          writer_.settle(state, layer, piece, run.n_queries < Index::segment_size_type::decode,
-                         stream);
+          writer_.settle(state, layer, false, stream);
           done += piece;
         }
         first += run.n_queries;
@@ -407,7 +423,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     for (const query_run& run : batch) {
       std::size_t index = 0;
       for (layer_type& layer : sequences_.find(run.sequence).layers) {
-        writer_.settle(layer, index++, run.n_queries, true, stream);
+        writer_.settle(layer, index++, true, stream);
         writer_.reserve(layer, run.n_queries, stream);  // for the next replay
       }
     }
@@ -560,7 +576,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
                                        rows_of(queries.slice(done, piece)), geometry_.logit_scale(),
                                        answer, report_.template as<device::step_counts>(), stream);
         teach(state, queries, done, piece, stream);
-        writer_.settle(state, layer, piece, false, stream);
+        writer_.settle(state, layer, false, stream);
         done += piece;
       }
     });
@@ -804,22 +820,20 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
       stage(batch, layer, keys, values, stream);
       return;
     }
+    // What is due of the tokens that are there is sealed first: as when a captured step is followed by advance.
     for (const query_run& run : batch) {
-      writer_.reserve(find_layer(run.sequence, layer), run.n_queries, stream);
+      layer_type& state = find_layer(run.sequence, layer);
+      writer_.settle(state, layer, true, stream);
+      writer_.reserve(state, run.n_queries, stream);
     }
-    or_as_before(batch, layer, stream, [&] {
-      for (const query_run& run : batch) {
-        writer_.book(find_layer(run.sequence, layer), run.n_queries);
-      }
-      stage(batch, layer, keys, values, stream);
-      std::size_t first = 0;
-      for (const query_run& run : batch) {
-        layer_type& state = find_layer(run.sequence, layer);
-        teach(state, queries, first, run.n_queries, stream);
-        writer_.settle(state, layer, run.n_queries, true, stream);
-        first += run.n_queries;
-      }
-    });
+    stage(batch, layer, keys, values, stream);
+    std::size_t first = 0;
+    for (const query_run& run : batch) {
+      layer_type& state = find_layer(run.sequence, layer);
+      writer_.book(state, run.n_queries);
+      teach(state, queries, first, run.n_queries, stream);
+      first += run.n_queries;
+    }
   }
 
   template <class Q>
@@ -839,10 +853,13 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     device::search_room room;
     room.n_queries = static_cast<unsigned>(n_queries);
     const std::size_t n_searches = std::max<std::size_t>(n_queries * geometry_.n_kv_heads, 1);
-    // Two blocks a multiprocessor would be nothing but more partial states to merge.
-    const std::size_t fill = std::max<std::size_t>(runtime_.n_multiprocessors() / n_searches, 1);
-    room.n_splits = options_.n_splits != 0 ? options_.n_splits
-                                           : static_cast<unsigned>(std::min<std::size_t>(fill, 32));
+    // As many as fill the device; and where sequences differ, so many that a long one is not left to few blocks.
+    constexpr std::size_t tokens_per_block = 32768;
+    const std::size_t blocks =
+        std::max(runtime_.n_multiprocessors() / n_searches, n_tokens / tokens_per_block);
+    room.n_splits = options_.n_splits != 0
+                        ? options_.n_splits
+                        : static_cast<unsigned>(std::clamp<std::size_t>(blocks, 1, 32));
     // Halves of decode segments are the smallest but for what seal() makes: of one node of the top level, at least.
     const std::size_t least = std::min<std::size_t>((Index::segment_size_type::decode + 1) / 2,
                                                     counts::tokens_at(counts::n_levels - 1));

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <span>
 #include <utility>
@@ -16,6 +17,7 @@
 #include <wavekv/cache/layer_state.hpp>
 #include <wavekv/cache/layer_view.cuh>
 #include <wavekv/cuda/device_block.hpp>
+#include <wavekv/cuda/errors.hpp>
 #include <wavekv/cuda/runtime.hpp>
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/query_metric.cuh>
@@ -68,6 +70,7 @@ struct layer_state {
   metric_schedule schedule;
   std::vector<std::shared_ptr<sealed_segment<T, Runtime>>> segments;
   std::optional<seal_in_progress<T, Runtime>> sealing;
+  std::size_t settled_length = 0;  ///< tokens it had when it was last asked what is due
 
   layer_state() = default;
   layer_state(const layer_state&) = delete;
@@ -141,6 +144,7 @@ class layer_writer {
   layer_type forked(const layer_type& from, stream_type stream) {
     layer_type layer;
     layer.schedule = from.schedule;
+    layer.settled_length = from.settled_length;
     layer.view = from.view;
     make_fixed(layer, stream);
     reserve_tail(layer, from.view.tail.capacity, stream, nullptr);
@@ -176,17 +180,9 @@ class layer_writer {
   /// @brief Room for n tokens more in the tail.  @throw cuda_error, nothing changed
   void reserve(layer_type& layer, std::size_t n, stream_type stream) {
     const std::size_t needed = layer.n_tail() + n + run_rows;
-    if (needed > layer.view.tail.capacity) {
-      const std::size_t old = layer.view.tail.capacity;
-      device_block<Runtime> replaced;
-      const token_ring<T> before = layer.view.tail;
-      reserve_tail(layer, std::max({needed, old + old / 2, least_tail()}), stream, &replaced);
-      copy_tail(before, layer.view.tail, layer.view.tail_begin,
-                static_cast<std::uint32_t>(layer.n_tail()), stream);
-      if (layer.sealing) {
-        runtime_.wait(stream, layer.sealing->done);  // it reads from the ring that goes now
-      }
-      set(layer, stream);
+    const std::size_t old = layer.view.tail.capacity;
+    if (needed > old) {
+      replace_tail(layer, std::max({needed, old + old / 2, least_tail()}), stream);
     }
   }
 
@@ -221,20 +217,20 @@ class layer_writer {
     layer.view.length += static_cast<std::uint32_t>(n);
   }
 
-  /// @brief Seals what is due now that the last n tokens are booked: a prompt's segments in this stream, a decode segment
-  /// beside it. However tokens are split over calls, the same segments are sealed, and published at the same lengths.
-  /// @param decoding  whether the tokens are decoded ones, not a prompt's
+  /// @brief Seals what is due at the length that is booked: a prompt's segments in this stream, a decode segment beside it.
+  /// However decoded tokens are split over calls, the same segments are sealed, and published at the same lengths.
+  /// @param decoding  whether the newest tokens are decoded ones, not a prompt's
   /// @throw cuda_error; then what is due is sealed by the next call
-  void settle(layer_type& layer, std::size_t index, std::size_t n, bool decoding,
-              stream_type stream) {
-    std::size_t earliest = layer.length() - n + 1;  // that the next seal may be due
+  void settle(layer_type& layer, std::size_t index, bool decoding, stream_type stream) {
+    std::size_t earliest = layer.settled_length + 1;  // that the next seal may be due
     for (;;) {
       if (layer.sealing && layer.length() >= layer.sealing->publish_length) {
         earliest = std::max(earliest, layer.sealing->publish_length);
         publish(layer, std::exchange(layer.sealing, std::nullopt).value(), stream);
+        shrink_tail(layer, stream);
       }
       if (layer.sealing) {
-        return;
+        break;
       }
       while (pending_tokens(layer) >= segment_size_type::prefill) {
         seal_now(layer, segment_size_type::prefill, stream);
@@ -245,11 +241,12 @@ class layer_writer {
                          layer.view.tail_begin - sink_tokens_, pending, index, n_layers_)
                    : 0;
       if (size == 0) {
-        return;
+        break;
       }
       const std::size_t due = std::max(earliest, layer.length() - (pending - size));
       layer.sealing = begin(layer, {{layer.view.tail_begin, size}, due}, stream);
     }
+    layer.settled_length = layer.length();
   }
 
   /// @brief Seals what waits beyond the window, in this stream; nothing when that is less than a node of the top level.
@@ -262,44 +259,40 @@ class layer_writer {
     for (; pending > 0; pending = pending_tokens(layer)) {
       seal_now(layer, std::min<std::size_t>(pending, segment_size_type::prefill), stream);
     }
+    shrink_tail(layer, stream);
+  }
+
+  /// @brief Room for what truncate(layer, n) puts back into the tail.  @throw cuda_error, nothing changed
+  void reserve_cut(layer_type& layer, std::size_t n, stream_type stream) {
+    const cut_place cut = cut_at(layer, n);
+    const std::size_t needed = (n > cut.begin ? n - cut.begin : 0) + run_rows;
+    if (needed > layer.view.tail.capacity) {
+      replace_tail(layer, std::max(needed, least_tail()), stream);
+    }
   }
 
   /// @brief Keeps the first n tokens; a segment that is cut is opened again, its tokens go back to the tail.
-  /// @throw cuda_error, nothing changed
+  /// @throw cuda_error, nothing changed; for want of memory not after reserve_cut
   void truncate(layer_type& layer, std::size_t n, stream_type stream) {
     if (n >= layer.length()) {
       return;
     }
-    std::size_t n_segments = layer.segments.size();
-    while (n_segments > 0 && layer.segments[n_segments - 1]->view.first_token >= n) {
-      --n_segments;
-    }
-    const bool cuts = n_segments > 0 && layer.segments[n_segments - 1]->view.first_token +
-                                                layer.segments[n_segments - 1]->view.n_tokens >
-                                            n;
+    layer.settled_length = std::min(layer.settled_length, n);
     if (n < layer.view.tail_begin) {
-      std::shared_ptr<sealed_type> opened = cuts ? layer.segments[--n_segments] : nullptr;
-      const std::size_t begin = opened ? opened->view.first_token
-                                : n_segments > 0
-                                    ? layer.segments[n_segments - 1]->view.first_token +
-                                          layer.segments[n_segments - 1]->view.n_tokens
-                                    : sink_tokens_;
-      device_block<Runtime> replaced;
-      const std::size_t needed = (n > begin ? n - begin : 0) + run_rows;
-      if (needed > layer.view.tail.capacity) {
-        reserve_tail(layer, std::max(needed, least_tail()), stream, &replaced);
-      }
+      reserve_cut(layer, n, stream);
       drop_sealing(layer, stream);
-      if (opened) {
-        reopen_kernel<T> kernel{opened->view, layer.view.tail,
-                                static_cast<std::uint32_t>(n - begin), shape_.width()};
+      const cut_place cut = cut_at(layer, n);
+      if (cut.opens) {
+        const segment_view<T>& opened = layer.segments[cut.n_segments]->view;
+        reopen_kernel<T> kernel{opened, layer.view.tail,
+                                static_cast<std::uint32_t>(n - cut.begin), shape_.width()};
         const auto blocks = static_cast<unsigned>(
-            (opened->view.n_tokens + kernel.rows_per_block - 1) / kernel.rows_per_block);
+            (opened.n_tokens + kernel.rows_per_block - 1) / kernel.rows_per_block);
         runtime_.launch(stream, grid{blocks, shape_.n_kv_heads}, kernel);
       }
-      leave_segments(layer, n_segments, stream);
-      layer.view.n_segments = static_cast<std::uint32_t>(n_segments);
-      layer.view.tail_begin = static_cast<std::uint32_t>(begin);
+      leave_segments(layer, cut.n_segments, stream);
+      layer.view.n_segments = static_cast<std::uint32_t>(cut.n_segments);
+      layer.view.tail_begin = static_cast<std::uint32_t>(cut.begin);
       layer.view.length = static_cast<std::uint32_t>(n);
       set(layer, stream);
       runtime_.launch(stream, grid{shape_.n_kv_heads, 1}, refit_kernel<T>{shape_, layer.on_device});
@@ -371,6 +364,22 @@ class layer_writer {
     std::size_t due_length = 0;
   };
 
+  // Where a layer is cut that keeps n tokens: whole segments, and from `begin` on the tail.
+  struct cut_place {
+    std::size_t n_segments = 0;
+    std::size_t begin = 0;
+    bool opens = false;  // whether the next segment's first tokens go back to the tail
+  };
+  [[nodiscard]] cut_place cut_at(const layer_type& layer, std::size_t n) const noexcept {
+    cut_place cut{layer.segments.size(), layer.view.tail_begin};
+    while (cut.n_segments > 0 && cut.begin > n) {
+      const segment_view<T>& last = layer.segments[--cut.n_segments]->view;
+      cut.begin = last.first_token;
+      cut.opens = cut.begin < n;
+    }
+    return cut;
+  }
+
   [[nodiscard]] std::size_t sink_bytes() const noexcept {
     return std::size_t{shape_.n_kv_heads} * sink_tokens_ * shape_.width() * sizeof(T);
   }
@@ -439,6 +448,31 @@ class layer_writer {
     }
     layer.tail = std::move(tail);
     layer.view.tail = {layer.tail.template as<T>(), static_cast<std::uint32_t>(n)};
+  }
+
+  // Moves the tail to a ring of at least n tokens.
+  void replace_tail(layer_type& layer, std::size_t n, stream_type stream) {
+    device_block<Runtime> replaced;
+    const token_ring<T> before = layer.view.tail;
+    reserve_tail(layer, n, stream, &replaced);
+    copy_tail(before, layer.view.tail, layer.view.tail_begin,
+              static_cast<std::uint32_t>(layer.n_tail()), stream);
+    if (layer.sealing) {
+      runtime_.wait(stream, layer.sealing->done);  // it reads from the ring that goes now
+    }
+    set(layer, stream);
+  }
+
+  // A prompt's tail is far longer than decoding needs: gives the rest back. Where there is no memory to do so, nothing is
+  // lost but room.
+  void shrink_tail(layer_type& layer, stream_type stream) {
+    const std::size_t needed = std::max(layer.n_tail() + run_rows, least_tail());
+    if (layer.view.tail.capacity > 2 * needed) {
+      try {
+        replace_tail(layer, needed, stream);
+      } catch (const cuda_error&) {
+      } catch (const std::bad_alloc&) {}
+    }
   }
 
   void copy_tail(const token_ring<T>& from, const token_ring<T>& to, std::uint32_t first,

@@ -161,6 +161,13 @@ class cuda_runtime {
     detail::check_cuda(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   }
 
+  /// @brief Whether the stream is being captured into a graph.
+  [[nodiscard]] bool is_capturing(stream_type stream) const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    detail::check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
   /// @brief A stream for work beside the caller's, the same one for all copies of this runtime: of the lowest priority, and
   /// ordered with no other stream, the default one included, but through events.
   [[nodiscard]] stream_type side_stream() const noexcept { return state_->side; }

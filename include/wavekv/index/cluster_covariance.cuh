@@ -36,8 +36,7 @@ struct product_parts {
 /// is most of the work (15 instructions an element, twice for each at a key_dim of 128), hence the tiles of 128 × 128.
 template <class Deviations>
 struct multiply_deviations {
-  static constexpr unsigned n_threads = 256;
-  static constexpr unsigned min_blocks = 2;  ///< on a multiprocessor: at most 128 registers a thread
+  static constexpr unsigned n_threads = 512;
   static constexpr bool overlaps = true;
   Deviations rows;
   product_parts parts;
@@ -46,7 +45,7 @@ struct multiply_deviations {
 
   static unsigned n_tiles(unsigned n) { return (n + tile - 1) / tile; }
 
-  std::size_t shared_bytes() const { return 4 * tile_words * sizeof(words4); }
+  std::size_t shared_bytes() const { return 2 * 4 * tile_words * sizeof(words4); }
 
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
@@ -57,13 +56,6 @@ struct multiply_deviations {
     const unsigned n_across = (width + tile - 1) / tile;
     const unsigned first_row_column = b.block_x() / parts.n_parts / n_across * tile;
     const unsigned first_column = b.block_x() / parts.n_parts % n_across * tile;
-    shared_arena arena(b.shared());
-    operand left;
-    operand right;
-    left.high = arena.take<words4>(tile_words);
-    left.low = arena.take<words4>(tile_words);
-    right.high = arena.take<words4>(tile_words);
-    right.low = arena.take<words4>(tile_words);
     const unsigned my_left = b.warp() % 4 * 16 * row_tiles;
     const unsigned my_right = b.warp() / 4 * 8 * column_tiles;
     const bool is_needed = first_row_column + my_left < key_dim && first_column + my_right < width;
@@ -73,16 +65,26 @@ struct multiply_deviations {
     const unsigned end = n_rows < begin + product_parts::rows_together
                              ? n_rows
                              : begin + product_parts::rows_together;
-    for (unsigned first = begin; first < end; first += chunk_dim) {
-      load<true>(b, job, first, end, first_row_column, key_dim, left);
-      load<false>(b, job, first, end, first_column, width, right);
-      b.sync();
+    // While some warps multiply 32 rows, others make the next 32 ready.
+    auto* const shared = reinterpret_cast<words4*>(b.shared());
+    const auto load_both = [&](unsigned first, words4* to) {
+      load<true>(b, job, first, end, first_row_column, key_dim, to);
+      load<false>(b, job, first, end, first_column, width, to + 2 * tile_words);
+    };
+    if (begin < end) {
+      load_both(begin, shared);
+    }
+    b.sync();
+    for (unsigned first = begin, slot = 0; first < end; first += chunk_dim, slot = 1 - slot) {
+      if (first + chunk_dim < end) {
+        load_both(first + chunk_dim, shared + (1 - slot) * 4 * tile_words);
+      }
       if (is_needed) {
-        const unsigned l = my_left * chunk_words;
-        const unsigned r = my_right * chunk_words;
-        multiply_chunk<row_tiles, column_tiles>(b, left.high + l, right.high + r, sums);
-        multiply_chunk<row_tiles, column_tiles>(b, left.high + l, right.low + r, sums);
-        multiply_chunk<row_tiles, column_tiles>(b, left.low + l, right.high + r, sums);
+        const words4* const left = shared + slot * 4 * tile_words + my_left * chunk_words;
+        const words4* const right = shared + (slot * 4 + 2) * tile_words + my_right * chunk_words;
+        multiply_chunk<row_tiles, column_tiles>(b, left, right, sums);
+        multiply_chunk<row_tiles, column_tiles>(b, left, right + tile_words, sums);
+        multiply_chunk<row_tiles, column_tiles>(b, left + tile_words, right, sums);
       }
       b.sync();
     }
@@ -108,46 +110,40 @@ struct multiply_deviations {
   static constexpr unsigned tile = 128;
   static constexpr unsigned tile_words = tile * chunk_words;
   static constexpr unsigned row_tiles = 2;
-  static constexpr unsigned column_tiles = 8;
+  static constexpr unsigned column_tiles = 4;
 
-  struct operand {
-    words4* high = nullptr;  // [tile, 4] 32 rows' deviations along each dimension
-    words4* low = nullptr;   // what that leaves
-  };
-
-  // 32 rows from `first` on, columns of one tile from first_column on; zeros where there is nothing.
+  // 32 rows from `first` on, columns of one tile from first_column on; zeros where there is nothing. Written along the
+  // rows of each dimension: [tile, 4], first rounded, then what that leaves.
   template <bool Weighted, class Block>
   WAVEKV_DEVICE void load(Block& b, unsigned job, unsigned first, unsigned end,
-                          unsigned first_column, unsigned n_columns, const operand& to) const {
+                          unsigned first_column, unsigned n_columns, words4* to) const {
     // Two lanes read one sector of a row; sixteen rows' halves of a dimension are written side by side.
-    for (unsigned half = 0; half < 2; ++half) {
-      const unsigned row = 16 * half + b.lane() / 2;
-      const unsigned piece = 2 * b.warp() + b.lane() % 2;
-      const unsigned column = first_column + 8 * piece;
-      float x[8] = {};
-      if (first + row < end && column < n_columns) {
-        rows.load(b, job, first + row, column, 1.0F, x);
-        if (Weighted) {
-          const float weight = rows.weight(job, first + row);
-          WAVEKV_UNROLL
-          for (unsigned i = 0; i < 8; ++i) {
-            x[i] *= weight;
-          }
+    const unsigned row = b.warp() / 8 * 16 + b.lane() / 2;
+    const unsigned piece = b.warp() % 8 * 2 + b.lane() % 2;
+    const unsigned column = first_column + 8 * piece;
+    float x[8] = {};
+    if (first + row < end && column < n_columns) {
+      rows.load(b, job, first + row, column, 1.0F, x);
+      if (Weighted) {
+        const float weight = rows.weight(job, first + row);
+        WAVEKV_UNROLL
+        for (unsigned i = 0; i < 8; ++i) {
+          x[i] *= weight;
         }
       }
-      words4 high;
-      words4 low;
-      split_eight(b, x, high, low);
-      auto* const high_halves = reinterpret_cast<std::byte*>(to.high);
-      auto* const low_halves = reinterpret_cast<std::byte*>(to.low);
-      WAVEKV_UNROLL
-      for (unsigned i = 0; i < 8; ++i) {
-        const unsigned at = (8 * piece + i) * chunk_dim * 2 + row * 2;
-        const auto high_bits = static_cast<std::uint16_t>(high.word[i / 2] >> (i % 2 * 16));
-        const auto low_bits = static_cast<std::uint16_t>(low.word[i / 2] >> (i % 2 * 16));
-        __builtin_memcpy(high_halves + at, &high_bits, 2);
-        __builtin_memcpy(low_halves + at, &low_bits, 2);
-      }
+    }
+    words4 high;
+    words4 low;
+    split_eight(b, x, high, low);
+    auto* const high_halves =
+        reinterpret_cast<std::byte*>(to) + (8 * piece * chunk_dim + row) * sizeof(std::uint16_t);
+    std::byte* const low_halves = high_halves + tile_words * sizeof(words4);
+    WAVEKV_UNROLL
+    for (unsigned i = 0; i < 8; ++i) {
+      const auto high_bits = static_cast<std::uint16_t>(high.word[i / 2] >> (i % 2 * 16));
+      const auto low_bits = static_cast<std::uint16_t>(low.word[i / 2] >> (i % 2 * 16));
+      __builtin_memcpy(high_halves + i * chunk_dim * 2, &high_bits, 2);
+      __builtin_memcpy(low_halves + i * chunk_dim * 2, &low_bits, 2);
     }
   }
 };

@@ -91,6 +91,7 @@ struct average_nodes {
       mine += static_cast<double>(rows.weight(job, sorted[i]));
     }
     const double size = block_sum_of(b, mine, of_warps);
+    const double share = 1.0 / size;
     float* const mean = level.means + level.node(job, id) * width;
     add_rows_up<double, 2>(
         b, n, width / 8, sums,
@@ -108,7 +109,7 @@ struct average_nodes {
           float x[8];
           WAVEKV_UNROLL
           for (unsigned e = 0; e < 8; ++e) {
-            x[e] = static_cast<float>(sum[e] / size);
+            x[e] = static_cast<float>(sum[e] * share);
           }
           write_eight(b, mean + 8 * piece, x);
         });

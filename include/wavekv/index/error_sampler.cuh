@@ -364,32 +364,42 @@ struct check_kernel {
     const unsigned j = b.lane() % 4;
     const bool mine = i < warp.n();
     const unsigned query = first + (mine ? i : 0);
+    const auto drawn_at = [&](unsigned e) -> const drawn_token<T>& {
+      return tile[e / 2 * run_rows + 2 * j + e % 2];
+    };
+    const auto shift = [&](const drawn_token<T>& drawn) {
+      return drawn.log_factor - memory.log_normalizers[query];
+    };
     float logits[4];
+    const T* rows[4];
     warp.score(b, {tile[i].token, tile[tile_queries + i].token}, logits);
-    float estimates[4];
-    const T* values[4];
-    const T* means[4];
     WAVEKV_UNROLL
     for (unsigned e = 0; e < 4; ++e) {
-      const drawn_token<T>& drawn = tile[e / 2 * run_rows + 2 * j + e % 2];
-      const bool counts = mine && drawn.token != nullptr;
-      const float shift = drawn.log_factor - memory.log_normalizers[query];
-      logits[e] = counts ? logits[e] + shift : nothing;
-      estimates[e] = counts ? drawn.logits[std::size_t{query} * drawn.stride] + shift : nothing;
-      values[e] = drawn.token != nullptr ? drawn.token + space.shape.key_dim : nullptr;
-      means[e] = drawn.token != nullptr ? drawn.node + space.shape.key_dim : nullptr;
-      if (counts && space.shape.softcap == 0.0F) {  // else there is no tilt
+      const drawn_token<T>& drawn = drawn_at(e);
+      logits[e] = mine && drawn.token != nullptr ? logits[e] + shift(drawn) : nothing;
+      rows[e] = drawn.token != nullptr ? drawn.token + space.shape.key_dim : nullptr;
+    }
+    warp.add(b, logits, rows, 1.0F);
+    WAVEKV_UNROLL
+    for (unsigned e = 0; e < 4; ++e) {
+      const drawn_token<T>& drawn = drawn_at(e);
+      rows[e] = drawn.token != nullptr ? drawn.node + space.shape.key_dim : nullptr;
+      logits[e] = nothing;
+      if (!mine || drawn.token == nullptr) {
+        continue;
+      }
+      logits[e] = drawn.logits[std::size_t{query} * drawn.stride] + shift(drawn);
+      if (space.shape.softcap == 0.0F) {  // else there is no tilt
         const float most =
             detail::most_dispersion(search.variances[drawn.level * space.shape.group_size + query]);
         const float dispersion = drawn.dispersion < most ? drawn.dispersion : most;
         WAVEKV_UNROLL
         for (unsigned level = 0; level < max_tree_levels; ++level) {
-          followed[level] += drawn.level == level ? std::exp(estimates[e]) * dispersion : 0.0F;
+          followed[level] += drawn.level == level ? std::exp(logits[e]) * dispersion : 0.0F;
         }
       }
     }
-    warp.add(b, logits, values, 1.0F);
-    warp.add(b, estimates, means, -1.0F);
+    warp.add(b, logits, rows, -1.0F);
   }
 
   // The draw of one number: a node by its weight, a token uniformly inside it.
@@ -457,7 +467,7 @@ struct check_kernel {
   // *warp*: the relative error of query head g from the batches drawn so far, each of `drawn` tokens.
   template <class Block>
   WAVEKV_DEVICE_CALL void bound_error(Block& b, const scratch& memory, const search_view<T>& search,
-                                 unsigned g, unsigned drawn) const {
+                                      unsigned g, unsigned drawn) const {
     const model_shape& shape = space.shape;
     const float* const merged = search.merged + g * state_floats(shape.value_dim);
     const std::size_t stride = std::size_t{shape.group_size} * batch_floats(shape.value_dim);

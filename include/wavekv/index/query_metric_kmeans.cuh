@@ -102,6 +102,7 @@ template <int Iterations>
 struct clusterer_twin<query_metric_kmeans<Iterations>> {
   static constexpr auto kind = wavekv::detail::lloyd_kind::euclidean;
   static constexpr int n_iterations = Iterations;
+  static constexpr auto how = wavekv::detail::seeding::evenly_spaced;
 
   static unsigned point_dim(unsigned /*key_dim*/, unsigned width) {
     return detail::round_up(width, detail::chunk_dim);

@@ -77,7 +77,7 @@ class sealer {
   /// @brief A sealer of segments of one model.
   sealer(Runtime runtime, const model_shape& shape) : runtime_(std::move(runtime)), shape_(shape) {}
 
-  /// @brief Bytes that `seal` works in, for n_items of n_tokens each: about as many as the tokens' K and V in bf16 take.
+  /// @brief Bytes that `seal` works in, for n_items of n_tokens each: about a quarter more than the tokens' K and V in bf16.
   static std::size_t workspace_bytes(const model_shape& shape, std::size_t n_tokens,
                                      std::size_t n_items) {
     device_arena count(nullptr);
@@ -87,8 +87,8 @@ class sealer {
 
   /// @brief Seals runs of tokens. Enqueues only: waits for nothing, allocates nothing but what Thrust's sort asks the runtime
   /// for. Rings, metrics, segments and the workspace are left alone until the stream has come here.
-  /// Complexity: iterations · n_tokens² / tokens_per_cluster · width per KV head on tensor cores, and about sixty launches,
-  /// however many items there are.
+  /// Complexity: iterations · n_tokens² / tokens_per_cluster · width per KV head on tensor cores; some 35 launches a level,
+  /// and a sort for every iteration, however many items there are.
   /// @param items      all of the same n_tokens; read before the call returns
   /// @param workspace  workspace_bytes(shape, n_tokens, items.size()) of device memory, aligned to 256 bytes
   /// @throw shape_error if the items' sizes differ, or are out of range
@@ -171,7 +171,18 @@ class sealer {
     moments.spreads = arena.take<float>(n_jobs * 2);
 
     const std::size_t dim = twin::point_dim(shape.key_dim, shape.width());
-    memory.points.points = arena.take<words4>(n_jobs * n_tokens * dim / 8);
+    // Points are done with when products are learnt.
+    std::size_t product_bytes = 0;
+    for (unsigned l = 0; l < n_levels; ++l) {
+      detail::growing_level& level = memory.levels[l];
+      level.capacity = most_nodes<cluster_count_type>(n_tokens, l);
+      level.n_rows = l == 0 ? n_rows : memory.levels[l - 1].capacity;
+      memory.parts[l].n_parts = detail::product_parts::n_parts_of(level.n_rows);
+      product_bytes += n_jobs * memory.parts[l].n_parts * shape.key_dim * width * sizeof(float);
+    }
+    const std::size_t point_bytes = n_jobs * n_tokens * dim * sizeof(bf16);
+    std::byte* const products = arena.take<std::byte>(std::max(point_bytes, product_bytes));
+    memory.points.points = reinterpret_cast<words4*>(products);
     memory.points.n_jobs = static_cast<unsigned>(n_jobs);
     memory.points.dim = static_cast<unsigned>(dim);
     memory.points.bases = arena.take<float>(n_jobs * n_tokens);
@@ -186,10 +197,13 @@ class sealer {
     clusters.newcomers = arena.take<std::uint32_t>(n_jobs * clusters.n_clusters);
     clusters.vacant = arena.take<std::uint32_t>(n_jobs * clusters.n_clusters);
 
+    float* sums = reinterpret_cast<float*>(products);
     for (unsigned l = 0; l < n_levels; ++l) {
       detail::growing_level& level = memory.levels[l];
-      level.capacity = most_nodes<cluster_count_type>(n_tokens, l);
-      level.n_rows = l == 0 ? n_rows : memory.levels[l - 1].capacity;
+      memory.parts[l].sums = sums;
+      if (sums != nullptr) {
+        sums += n_jobs * memory.parts[l].n_parts * shape.key_dim * width;
+      }
       level.n_nodes = arena.take<std::uint32_t>(n_jobs);
       level.sorted = arena.take<std::uint32_t>(n_jobs * level.n_rows);
       level.first = arena.take<std::uint32_t>(n_jobs * (level.capacity + std::size_t{1}));
@@ -198,9 +212,6 @@ class sealer {
       level.id_of_rank = arena.take<std::uint32_t>(n_jobs * level.capacity);
       level.parent_rank = arena.take<std::uint32_t>(n_jobs * level.n_rows);
       level.dispersions = arena.take<float>(n_jobs * level.capacity);
-      memory.parts[l].n_parts = detail::product_parts::n_parts_of(level.n_rows);
-      memory.parts[l].sums =
-          arena.take<float>(n_jobs * memory.parts[l].n_parts * shape.key_dim * width);
     }
     memory.weights = arena.take<double>(n_jobs * n_levels * 2);
     return memory;
@@ -215,6 +226,7 @@ class sealer {
     detail::cluster_set clusters = memory.clusters;
     clusters.n_clusters = level.capacity;
     clusters.sorted = level.sorted;
+    clusters.has_narrow_buckets = std::size_t{n_jobs} * clusters.n_buckets() <= 65536;
     detail::point_set points = memory.points;
     points.n_points = n_rows;
     points.capacity = level.n_rows;
@@ -226,7 +238,8 @@ class sealer {
       }
       twin::place(runtime_, stream, batch, rows, moments, memory.factors, points);
     }
-    detail::run_lloyd<twin::kind>(runtime_, stream, points, clusters, twin::n_iterations);
+    detail::run_lloyd<twin::kind>(runtime_, stream, points, clusters, twin::n_iterations,
+                                  twin::how);
     runtime_.launch(stream, grid{1, n_jobs}, detail::name_nodes{clusters, level});
     runtime_.launch(stream, grid{level.capacity, n_jobs},
                     detail::average_nodes<Rows>{rows, level, batch.width});

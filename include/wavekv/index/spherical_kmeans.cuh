@@ -56,12 +56,13 @@ struct place_keys {
 
 }  // namespace detail
 
-/// @brief As on the CPU, with the differences that lloyd.cuh names: points of bf16, seeds all evenly spaced (on the CPU half
-/// of them lie far apart), and empty clusters that begin anew an iteration later.
+/// @brief As on the CPU, with the differences that lloyd.cuh names: points of bf16, far seeds drawn from all points, empty
+/// clusters that begin anew an iteration later.
 template <int Iterations>
 struct clusterer_twin<spherical_kmeans<Iterations>> {
   static constexpr auto kind = wavekv::detail::lloyd_kind::spherical;
   static constexpr int n_iterations = Iterations;
+  static constexpr auto how = wavekv::detail::seeding::half_far_apart;
 
   static unsigned point_dim(unsigned key_dim, unsigned /*width*/) {
     return detail::round_up(key_dim, detail::chunk_dim);

@@ -102,8 +102,8 @@ struct assign_points {
 
   WAVEKV_DEVICE void put(unsigned job, unsigned point, unsigned n_points, unsigned cluster) const {
     const std::size_t at = std::size_t{job} * points.capacity + point;
-    clusters.buckets[at] =
-        job * clusters.n_buckets() + (point < n_points ? cluster : clusters.n_clusters);
+    clusters.put_bucket(at, job * clusters.n_buckets() +
+                                (point < n_points ? cluster : clusters.n_clusters));
     clusters.sorted[at] = point;
   }
 

@@ -12,6 +12,7 @@ namespace wavekv::device {
 /// |------------------------------------------------|------------------------------------------------------------------|
 /// | `kind`                                         | a wavekv::detail::lloyd_kind                                     |
 /// | `n_iterations`                                 | assignments made                                                 |
+/// | `how`                                          | a wavekv::detail::seeding                                        |
 /// | `point_dim(key_dim, width)`                    | columns of a point, a multiple of 32                             |
 /// | `place(runtime, stream, batch, rows, moments, factors, points)` | enqueues what writes the points that Lloyd's algorithm then clusters; the rows' means and the values' squares are there |
 template <class Clusterer>

@@ -19,8 +19,8 @@
 /// As in lloyd.hpp a point goes to the centroid with the largest x·c + bias. Points and centroids are bf16, sums float.
 /// So that bf16 is enough, whatever keys have in common, points are what is left of rows when the mean of all is taken off,
 /// and so, spherical, are centroids: with unit vectors c, and c₀ along the mean m, k·c differs from (k − m)·(c − c₀) +
-/// m·(c − c₀) by what is the same for all c. What differs from the CPU besides: seeds are evenly spaced for either kind, and
-/// an empty cluster begins anew at the worst-fitting point in the next iteration, instead of taking it away from its
+/// m·(c − c₀) by what is the same for all c. What differs from the CPU besides: seeds that lie
+/// far apart are drawn from all points instead of three for each cluster, and an empty cluster begins anew at the worst-fitting point in the next iteration, instead of taking it away from its
 /// cluster in this one; in the last one it is removed.
 ///
 /// An iteration is: centroids from the points of each cluster; assignment; a stable sort of the points by (job, cluster);
@@ -47,13 +47,13 @@ struct find_buckets {
     if (bucket > clusters.n_buckets()) {
       return;
     }
-    const std::uint32_t* const buckets = clusters.buckets + std::size_t{job} * capacity;
+    const std::size_t first = std::size_t{job} * capacity;
     const std::uint32_t wanted = job * clusters.n_buckets() + bucket;
     unsigned begin = 0;
     unsigned end = capacity;
     while (begin < end) {
       const unsigned middle = begin + (end - begin) / 2;
-      if (buckets[middle] < wanted) {
+      if (clusters.bucket(first + middle) < wanted) {
         begin = middle + 1;
       } else {
         end = middle;
@@ -68,10 +68,16 @@ template <device_runtime Runtime>
 void sort_points(Runtime& runtime, typename Runtime::stream_type stream, const point_set& points,
                  const cluster_set& clusters) {
   const std::size_t n = std::size_t{points.n_jobs} * points.capacity;
-  runtime.with_policy(
-      stream, [buckets = clusters.buckets, sorted = clusters.sorted, n](const auto& policy) {
-        thrust::stable_sort_by_key(policy, buckets, buckets + n, sorted);
-      });
+  const auto sort = [&](auto* buckets) {
+    runtime.with_policy(stream, [buckets, sorted = clusters.sorted, n](const auto& policy) {
+      thrust::stable_sort_by_key(policy, buckets, buckets + n, sorted);
+    });
+  };
+  if (clusters.has_narrow_buckets) {
+    sort(clusters.narrow_buckets());
+  } else {
+    sort(clusters.buckets);
+  }
   runtime.launch(stream,
                  grid{(clusters.n_clusters + 1 + find_buckets::n_threads) / find_buckets::n_threads,
                       points.n_jobs},
@@ -82,7 +88,7 @@ void sort_points(Runtime& runtime, typename Runtime::stream_type stream, const p
 /// Complexity: n_iterations · n_jobs · capacity · n_clusters · dim, on tensor cores.
 template <wavekv::detail::lloyd_kind Kind, device_runtime Runtime>
 void run_lloyd(Runtime& runtime, typename Runtime::stream_type stream, const point_set& points,
-               const cluster_set& clusters, int n_iterations) {
+               const cluster_set& clusters, int n_iterations, wavekv::detail::seeding how) {
   const grid of_centroids{clusters.n_padded(), points.n_jobs};
   const grid of_points{(points.capacity + assign_points::block_points - 1) /
                            assign_points::block_points,
@@ -96,7 +102,16 @@ void run_lloyd(Runtime& runtime, typename Runtime::stream_type stream, const poi
   }
   runtime.launch(stream, grid{(points.capacity + 7) / 8, points.n_jobs},
                  measure_points<Kind>{points});
+  const bool half_far = how == wavekv::detail::seeding::half_far_apart;
+  const unsigned n_even = half_far ? (clusters.n_clusters + 1) / 2 : clusters.n_clusters;
+  runtime.launch(stream, grid{(clusters.n_clusters + 127) / 128, points.n_jobs},
+                 choose_even_seeds{points, clusters, n_even});
   runtime.launch(stream, of_centroids, move_centroids<Kind, true>{points, clusters});
+  if (half_far) {
+    runtime.launch(stream, of_points, assign_points{points, clusters});
+    runtime.launch(stream, grid{1, points.n_jobs}, draw_far_seeds{points, clusters, n_even});
+    runtime.launch(stream, of_centroids, move_centroids<Kind, true>{points, clusters});
+  }
   for (int iteration = 0;; ++iteration) {
     runtime.launch(stream, of_points, assign_points{points, clusters});
     sort_points(runtime, stream, points, clusters);

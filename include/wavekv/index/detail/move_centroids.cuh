@@ -18,6 +18,90 @@
 
 namespace wavekv::device::detail {
 
+/// Seeds at even distances: the first n_even clusters begin at those, the others nowhere yet.
+/// Grid: (ceil(n_clusters / 128), n_jobs).
+struct choose_even_seeds {
+  static constexpr unsigned n_threads = 128;
+  static constexpr bool overlaps = true;
+  point_set points;
+  cluster_set clusters;
+  unsigned n_even = 1;
+
+  std::size_t shared_bytes() const { return 0; }
+
+  template <class Block>
+  WAVEKV_DEVICE void operator()(Block& b) const {
+    b.await_previous();
+    b.release_next();
+    const unsigned job = b.block_y();
+    const unsigned cluster = b.block_x() * n_threads + b.thread();
+    if (cluster < clusters.n_clusters) {
+      clusters.newcomers[clusters.place(job, cluster)] =
+          cluster < n_even ? middle_of_run(cluster, n_even, points.n(job)) : cluster_set::nowhere;
+    }
+  }
+};
+
+/// Seeds far from the even ones, to which all points have been assigned: drawn at equal steps of the summed squares of
+/// misfits, as choose_far_seeds does of some of the points. Clusters that no draw is left for are empty, and are given the
+/// worst-fitting points in the next iteration. Grid: (1, n_jobs).
+struct draw_far_seeds {
+  static constexpr unsigned n_threads = 512;
+  static constexpr bool overlaps = true;
+  point_set points;
+  cluster_set clusters;
+  unsigned n_even = 1;
+
+  std::size_t shared_bytes() const { return 2 * n_threads / warp_size * sizeof(unsigned); }
+
+  template <class Block>
+  WAVEKV_DEVICE void operator()(Block& b) const {
+    b.await_previous();
+    b.release_next();
+    const unsigned job = b.block_y();
+    const unsigned n_points = points.n(job);
+    const float* const misfits = points.misfits + points.place(job, 0);
+    auto* const of_warps = reinterpret_cast<unsigned*>(b.shared());
+    std::uint32_t* const newcomers = clusters.newcomers + clusters.place(job, 0);
+    float most = 0.0F;
+    for (unsigned i = b.thread(); i < n_points; i += n_threads) {
+      most = misfits[i] > most ? misfits[i] : most;
+    }
+    most = block_max(b, most, reinterpret_cast<float*>(of_warps + n_threads / warp_size));
+    if (!(most > 1e-5F)) {
+      return;  // all are copies of the even seeds
+    }
+    // Whole numbers, so that their sum does not depend on its order: at most 65,536 of fifteen bits.
+    const auto weight = [&](unsigned i) {
+      const float part = i < n_points && misfits[i] > 0.0F ? misfits[i] / most : 0.0F;
+      return static_cast<unsigned>(part * part * 32767.0F);
+    };
+    unsigned mine = 0;
+    for (unsigned i = b.thread(); i < n_points; i += n_threads) {
+      mine += weight(i);
+    }
+    const std::uint64_t all = block_count(b, mine, of_warps);
+    const std::uint64_t n_drawn = clusters.n_clusters - n_even;
+    // Steps that lie below a place in the sum: (step + ½) · all / n_drawn < x
+    const auto n_steps = [&](std::uint64_t x) { return (2 * x * n_drawn + all - 1) / (2 * all); };
+    unsigned sum = 0;
+    unsigned drawn = n_even;
+    for (unsigned begin = 0; begin < n_points; begin += n_threads) {
+      const unsigned i = begin + b.thread();
+      unsigned total = 0;
+      const unsigned x = weight(i);
+      const unsigned before = sum + block_scan(b, x, of_warps, total);
+      const bool is_drawn = n_steps(before + x) > n_steps(before);  // a heavy point once
+      sum += total;
+      const unsigned place = drawn + block_scan(b, is_drawn ? 1U : 0U, of_warps, total);
+      if (is_drawn) {
+        newcomers[place] = i;
+      }
+      drawn += total;
+    }
+  }
+};
+
 /// Centroids from the points of each cluster, or from its seed. Grid: (n_padded(), n_jobs).
 template <wavekv::detail::lloyd_kind Kind, bool FromSeeds>
 struct move_centroids {
@@ -43,7 +127,11 @@ struct move_centroids {
     const std::size_t place = std::size_t{job} * to.n_padded() + cluster;
     words4* const centroid = to.centroids + place * n_pieces;
     const unsigned n_points = from.n(job);
-    if (cluster >= to.n_clusters || (FromSeeds && cluster >= n_points)) {
+    // A seed, or where an empty cluster begins anew.
+    std::uint32_t single = FromSeeds && cluster < to.n_clusters && n_points > to.n_clusters
+                               ? to.newcomers[to.place(job, cluster)]
+                               : cluster_set::nowhere;
+    if (cluster >= to.n_clusters || (FromSeeds && single == cluster_set::nowhere)) {
       if (FromSeeds) {  // nothing to begin with
         for (unsigned piece = b.thread(); piece < n_pieces; piece += b.n_threads()) {
           centroid[piece] = words4{};
@@ -54,16 +142,13 @@ struct move_centroids {
       }
       return;
     }
-    // Its points: a run of sorted ones, or a single one.
     unsigned begin = 0;
     unsigned n = 0;
-    std::uint32_t single =
-        FromSeeds ? middle_of_run(cluster, to.n_clusters, n_points) : cluster_set::nowhere;
     if (!FromSeeds) {
       begin = to.first_of(job)[cluster];
       n = to.first_of(job)[cluster + 1] - begin;
       if (n == 0) {
-        single = to.newcomers[std::size_t{job} * to.n_clusters + cluster];
+        single = to.newcomers[to.place(job, cluster)];
         if (single == cluster_set::nowhere) {
           return;  // it stays where it is
         }
@@ -160,8 +245,8 @@ struct fill_vacancies {
     shared_arena arena(b.shared());
     const plan_memory memory = plan_memory::take(arena, n_threads / warp_size, 1);
     const std::uint32_t* const first = clusters.first_of(job);
-    std::uint32_t* const vacant = clusters.vacant + std::size_t{job} * clusters.n_clusters;
-    std::uint32_t* const newcomers = clusters.newcomers + std::size_t{job} * clusters.n_clusters;
+    std::uint32_t* const vacant = clusters.vacant + clusters.place(job, 0);
+    std::uint32_t* const newcomers = clusters.newcomers + clusters.place(job, 0);
     const unsigned n_vacant = for_each_in_order(
         b, clusters.n_clusters, memory.of_warps,
         [&](unsigned cluster) { return first[cluster] == first[cluster + 1]; },

@@ -60,12 +60,13 @@ struct cluster_set {
   float* biases = nullptr;      ///< [n_jobs, n_padded()]
   std::uint32_t* buckets =
       nullptr;  ///< [n_jobs, capacity of the points] job · (n_clusters + 1) + cluster
+  bool has_narrow_buckets = false;  ///< they are 16-bit: half as many passes of a radix sort
   std::uint32_t* sorted =
       nullptr;  ///< [n_jobs, capacity of the points] points of a job by bucket, then by number
   std::uint32_t* first =
       nullptr;  ///< [n_jobs, n_clusters + 2] where a bucket begins among its job's points
   std::uint32_t* newcomers =
-      nullptr;  ///< [n_jobs, n_clusters] where an empty cluster begins anew, or nowhere
+      nullptr;  ///< [n_jobs, n_clusters] the point that an empty cluster, or every one at first, begins at
   std::uint32_t* vacant = nullptr;  ///< [n_jobs, n_clusters] the empty ones
 
   static constexpr std::uint32_t nowhere = 0xFFFF'FFFFU;
@@ -75,6 +76,22 @@ struct cluster_set {
   /// Clusters as they are laid out: those past n_clusters attract nothing.
   WAVEKV_HOST_DEVICE unsigned n_padded() const { return round_up(n_clusters, tile); }
   WAVEKV_HOST_DEVICE unsigned n_buckets() const { return n_clusters + 1; }
+  WAVEKV_HOST_DEVICE std::uint16_t* narrow_buckets() const {
+    return reinterpret_cast<std::uint16_t*>(buckets);
+  }
+  WAVEKV_DEVICE std::uint32_t bucket(std::size_t at) const {
+    return has_narrow_buckets ? narrow_buckets()[at] : buckets[at];
+  }
+  WAVEKV_DEVICE void put_bucket(std::size_t at, std::uint32_t bucket) const {
+    if (has_narrow_buckets) {
+      narrow_buckets()[at] = static_cast<std::uint16_t>(bucket);
+    } else {
+      buckets[at] = bucket;
+    }
+  }
+  WAVEKV_DEVICE std::size_t place(unsigned job, unsigned cluster) const {
+    return std::size_t{job} * n_clusters + cluster;
+  }
   WAVEKV_DEVICE std::uint32_t* first_of(unsigned job) const {
     return first + std::size_t{job} * (n_clusters + 2);
   }

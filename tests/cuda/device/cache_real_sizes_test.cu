@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// tests/cache/real_sizes_test.cpp, over the cache on a GPU: see support/backend.hpp.
+#define WAVEKV_TEST_ON_CUDA
+#include "cache/real_sizes_test.cpp"
