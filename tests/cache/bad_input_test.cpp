@@ -392,10 +392,9 @@ TEST_CASE("prefill: wrong shapes, bad numbers, capacity") {
   f.rejects<shape_error>({"layer is 5"}, prefill(q, k, v, out, {}, 5));
   f.rejects<shape_error>({"queries", "memory"},
                          prefill(wavekv::nhd<const float>(nullptr, 3, 4, 16), k, v, out));
-  f.rejects<wavekv::capacity_error>({"6 tokens to 130", "135"},
-                                    prefill(wavekv::nhd(c, 6, 4, 16), wavekv::nhd(c, 6, 2, 16),
-                                            wavekv::nhd(c, 6, 2, 8),
-                                            wavekv::nhd(p + 4096, 6, 4, 8)));
+  f.rejects<wavekv::capacity_error>(
+      {"6 tokens to 130", "135"}, prefill(wavekv::nhd(c, 6, 4, 16), wavekv::nhd(c, 6, 2, 16),
+                                          wavekv::nhd(c, 6, 2, 8), wavekv::nhd(p + 4096, 6, 4, 8)));
   if (on_device) return;
   memory[70] = not_a_number;
   f.rejects<wavekv::value_error>({"[2, 0, 6]", "nan"},

@@ -105,8 +105,8 @@ TEST_CASE_TEMPLATE("exact equals the oracle at every edge, and itself on every e
       make_geometry(8, 2, 128, 128),  // the shape of Llama-3.1, GQA 4
       make_geometry(9, 1, 256, 256),  // a group larger than a kernel's register tile
       make_geometry(4, 2, dim_like(33), dim_like(17)),  // odd, and key_dim != value_dim
-      make_geometry(2, 1, 64, 128),   // values wider than keys
-      make_geometry(2, 1, 192, 128),  // and narrower, as in MLA-like heads
+      make_geometry(2, 1, 64, 128),                     // values wider than keys
+      make_geometry(2, 1, 192, 128),                    // and narrower, as in MLA-like heads
       make_geometry(1, 1, dim_like(1), dim_like(1)),
   };
   for (const geometry& sizes : shapes) {

@@ -449,7 +449,8 @@ TEST_CASE("attend_partial of two halves, merged, equals attend of the whole") {
     append_naively<float>(model, tokens.keys, tokens.values);
     CHECK(largest_error(sizes, out, attend_naively(sizes, 0, model, query)) <= tolerance);
     const outputs at_once = attend_once(cache, whole, 0, query, wavekv::exact{});
-    CHECK(relative_error(std::span<const float>(out), std::span<const float>(at_once.out)) <= tolerance);
+    CHECK(relative_error(std::span<const float>(out), std::span<const float>(at_once.out)) <=
+          tolerance);
     // Without a bound it is the cache's own: the same as attend by it, but for the learned sinks.
     wavekv::partial_softmax alone = partial_of(whole);
     for (std::size_t h = 0; h < sizes.n_query_heads; ++h) {

@@ -56,7 +56,8 @@ outputs prefill(Cache& cache, sequence_id sequence, const std::vector<float>& qu
 
 template <class S>
 void check_chunks(const geometry& sizes) {
-  const double tolerance = on_device || std::is_same_v<S, bf16> ? 1e-4 : 1e-5;  // see exact_test.cpp
+  const double tolerance =
+      on_device || std::is_same_v<S, bf16> ? 1e-4 : 1e-5;  // see exact_test.cpp
   std::vector<std::vector<outputs>> by_executor;
   for (const any_executor& executor : tested_executors()) {
     typename cache_of<S>::options_type options;

@@ -80,8 +80,8 @@ void check(double most_index_bytes) {
   const wavekv::statistics stats = cache.stats(sequence);
   CHECK(stats.kv_bytes == (8192 + 1024) * 256 * sizeof(wavekv::bf16));
   // A device has room for as many nodes as there may be, and says so.
-  CHECK(static_cast<double>(stats.index_bytes) <= (on_device ? 1.5 : 1.0) * most_index_bytes *
-                                                      static_cast<double>(stats.kv_bytes));
+  CHECK(static_cast<double>(stats.index_bytes) <=
+        (on_device ? 1.5 : 1.0) * most_index_bytes * static_cast<double>(stats.kv_bytes));
   // Lower half of the query metric, and a covariance of keys with keys and values for each level.
   using index_type = typename Cache::index_type;
   const std::size_t metric =

@@ -21,6 +21,7 @@ using wavekv::geometry;
 
 TEST_CASE("verified_bound: the promise holds for at least 1 - delta of (step, head) pairs") {
   geometry sizes = small_geometry();
+  constexpr std::size_t n_queries = is_slow ? 25 : 130;
   for (const key_family family : {key_family::uniform, key_family::clustered, key_family::needle}) {
     for (const float epsilon : {0.3F, 0.1F}) {
       filled<float, tree> data(family, 1500, 8, sizes);
@@ -35,7 +36,7 @@ TEST_CASE("verified_bound: the promise holds for at least 1 - delta of (step, he
       std::uint64_t rounds = 0;
       std::uint64_t read = 0;
       std::uint64_t held = 0;
-      for (int i = 0; i < 130; ++i) {
+      for (std::size_t i = 0; i < n_queries; ++i) {
         const std::vector<float> query = data.query(i % 2 == 0 ? 1.0F : 2.0F);
         const auto [got, stats] = attend_counted(data.cache, data.sequence, 0, query, bound);
         const reference_attention expected = attend_naively(sizes, 0, data.tokens, query);
@@ -55,9 +56,9 @@ TEST_CASE("verified_bound: the promise holds for at least 1 - delta of (step, he
       }
       INFO("keys ", std::string(name_of(family)), ", epsilon ", epsilon, ": missed ", n_missed,
            " of ", n_pairs, ", rounds ", rounds, ", read ", read, " of ", held);
-      CHECK(n_pairs >= 500);
+      CHECK(n_pairs == n_queries * sizes.n_query_heads);
       CHECK(static_cast<double>(n_missed) <= 0.05 * static_cast<double>(n_pairs));
-      CHECK(rounds >= 260);  // at least one plan for each of 130 · 2 groups
+      CHECK(rounds >= 2 * n_queries);  // at least one plan for each of two groups a query
     }
   }
 }
@@ -84,6 +85,7 @@ TEST_CASE("verified_bound ends in exact attention when nothing less will do") {
 TEST_CASE_TEMPLATE("every bound gives the same bits on every executor, on every family", S, float,
                    bf16) {
   for (const key_family family : all_families) {
+    if (is_slow && family != key_family::clustered && family != key_family::outlier) continue;
     std::vector<outputs> first;
     for (const any_executor& executor : tested_executors()) {
       geometry sizes = small_geometry();

@@ -121,7 +121,8 @@ void check_replay(const wavekv::geometry& sizes, const typename Cache::options_t
       keys.write(make_keys(random, key_family::clustered, n, sizes.n_kv_heads, sizes.key_dim),
                  stream);
       values.write(normal_rows(random, n * sizes.n_kv_heads * sizes.value_dim), stream);
-      const auto k = wavekv::device_nhd<const float>(keys.data(), n, sizes.n_kv_heads, sizes.key_dim);
+      const auto k =
+          wavekv::device_nhd<const float>(keys.data(), n, sizes.n_kv_heads, sizes.key_dim);
       const auto v =
           wavekv::device_nhd<const float>(values.data(), n, sizes.n_kv_heads, sizes.value_dim);
       replayed.append(in_replayed.back().sequence, layer, k, v, stream);

@@ -62,6 +62,24 @@ point_case make_points(random_engine& random, unsigned n_jobs, unsigned capacity
   return made;
 }
 
+// Centroids as rows, [n_jobs, n_padded, dim], from where tensor cores want them.
+std::vector<bf16> in_rows(const point_case& from, const std::vector<bf16>& left) {
+  constexpr std::size_t tile = detail::cluster_set::tile;
+  const std::size_t n_rows = left.size() / from.dim;
+  std::vector<bf16> rows(left.size());
+  for (std::size_t row = 0; row < n_rows; ++row) {
+    for (std::size_t d = 0; d < from.dim; ++d) {
+      const std::size_t chunk = row / tile * (from.dim / 32) + d / 32;
+      const std::size_t in_tile = row % tile;
+      const std::size_t lane = in_tile % 16 / 2 * 4 + d % 32 / 8;
+      const std::size_t piece = in_tile / 16 * 64 + d % 8 / 4 * 32 + lane;
+      const std::size_t word = in_tile % 2 + d % 4 / 2 * 2;
+      rows[row * from.dim + d] = left[chunk * tile * 32 + piece * 8 + word * 2 + d % 2];
+    }
+  }
+  return rows;
+}
+
 clustering run(const point_case& from, int n_iterations, bool narrow,
                wavekv::testing::emulation_options options) {
   emulated_runtime runtime(options);
@@ -96,8 +114,8 @@ clustering run(const point_case& from, int n_iterations, bool narrow,
   clustering found;
   found.sorted = memory.download(clusters.sorted, n);
   found.first = memory.download(clusters.first, std::size_t{from.n_jobs} * (from.n_clusters + 2));
-  found.centroids =
-      memory.download(reinterpret_cast<const bf16*>(clusters.centroids), n_centroids * from.dim);
+  found.centroids = in_rows(from, memory.download(reinterpret_cast<const bf16*>(clusters.centroids),
+                                                  n_centroids * from.dim));
   found.misfits = memory.download(points.misfits, n);
   return found;
 }

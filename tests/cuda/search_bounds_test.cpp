@@ -20,7 +20,7 @@
 //
 // Logits differ by rounding (see `rounding`), and so do the numbers that bounds compare. Where two nodes are as good as
 // equal, one side may choose the one and the other side the other: then zones need not be the same, but nearly, and the
-// answers are as good as each other. Keys so small that all logits vanish have no order at all.
+// answers are as good as each other. Equal keys, and keys so small that all logits vanish, have no order at all.
 
 using namespace wavekv_test;
 using wavekv::bf16;
@@ -30,8 +30,7 @@ namespace device = wavekv::device;
 namespace {
 
 constexpr key_family ordered_families[] = {key_family::uniform, key_family::clustered,
-                                           key_family::equal, key_family::outlier,
-                                           key_family::needle};
+                                           key_family::outlier, key_family::needle};
 
 bool nearly(unsigned long long a, std::uint64_t b) {
   const auto difference = static_cast<double>(a > b ? a - b : b - a);
@@ -63,7 +62,7 @@ void check_bound(const search_case& which, const Bound& bound) {
       return;
     }
     MESSAGE("zones that differ: " << different);
-    if (which.what.family != key_family::equal) CHECK(different <= 0.02);
+    CHECK(different <= 0.02);
     const reference_attention truth = attend_naively(which.sizes, 0, twins.tokens(), queries);
     const double error = largest_distance<float, double>(gpu.result.out, truth.out, dim);
     const double error_of_cpu = largest_distance<float, double>(cpu.result.out, truth.out, dim);
@@ -115,20 +114,22 @@ TEST_CASE("other rankings search alike on both sides") {
   check_cases<bf16>(3, budget<wavekv::rank_by_max>);
 }
 
-TEST_CASE("keys that vanish: the same tokens' weight, whatever is chosen") {
-  constexpr key_family vanishing[] = {key_family::tiny};
+TEST_CASE("keys without an order: the answer is right whatever is chosen") {
+  constexpr key_family without_order[] = {key_family::tiny, key_family::equal};
   random_engine random(std::random_device{}());
-  for (std::size_t i = 0; i < 4; ++i) {
-    const search_case which = random_case(random, i, vanishing);
+  for (std::size_t i = 0; i < 6; ++i) {
+    const search_case which = random_case(random, i, without_order);
     CAPTURE(which.text());
     with_twins<bf16>(which, [&](twin_layers<bf16>& twins, const std::vector<float>& queries) {
       const auto gpu =
           twins.attend_on_device(queries, tight<wavekv::rank_by_max>(i), which.options);
       const reference_attention truth = attend_naively(which.sizes, 0, twins.tokens(), queries);
+      const closeness<bf16> allowed(which, twins, queries, 4.0);
       CHECK(gpu.counts.faults == 0);
-      CHECK(largest_lse_error(gpu.result.lse, truth) <= 1e-4);
+      // All tokens weigh the same, so that estimates have no error but the rounding of means.
+      CHECK(largest_lse_error(gpu.result.lse, truth) <= 0.02 + allowed.lse);
       CHECK(largest_distance<float, double>(gpu.result.out, truth.out, which.sizes.value_dim) <=
-            0.02 * longest_value(which.sizes, twins.tokens()));
+            0.02 * longest_value(which.sizes, twins.tokens()) + allowed.out);
     });
   }
 }

@@ -121,9 +121,13 @@ TEST_CASE_TEMPLATE("exact attention on the device keeps to an oracle", S, bf16, 
 TEST_CASE_TEMPLATE("a plan that is the same on both sides gives the same answer", S, bf16, f16,
                    float) {
   random_engine random(std::random_device{}());
+  // Not an outlier for the bound that drops: it may drop all but nothing, and then the CPU's shares of the rest, which it
+  // corrects the values by, are flushed to zero earlier than the device's.
+  constexpr key_family no_outlier[] = {key_family::uniform, key_family::clustered,
+                                       key_family::needle, key_family::equal, key_family::tiny};
   for (std::size_t i = 0; i < 6; ++i) {
     check_turns<S, false>(random_case(random, i));
-    check_turns<S, true>(random_case(random, i));
+    check_turns<S, true>(random_case(random, i, no_outlier));
   }
 }
 

@@ -22,12 +22,11 @@
 namespace wavekv_test {
 
 template <class S>
-using small_device_cache =
-    wavekv::kv_cache<S,
-                     wavekv::wave_index<wavekv::segment_size<64, 32>,
-                                        wavekv::tokens_per_cluster<4, 16>,
-                                        wavekv::query_metric_kmeans<2>, wavekv::error_bound<>>,
-                     wavekv::wave_buffer<>, wavekv::basic_cuda<wavekv::testing::emulated_runtime>>;
+using small_device_cache = wavekv::kv_cache<
+    S,
+    wavekv::wave_index<wavekv::segment_size<64, 32>, wavekv::tokens_per_cluster<4, 16>,
+                       wavekv::query_metric_kmeans<2>, wavekv::error_bound<>>,
+    wavekv::wave_buffer<>, wavekv::basic_cuda<wavekv::testing::emulated_runtime>>;
 
 /// @brief Decoded tokens between the one that makes a segment of the small cache due and the one that it is there for.
 inline constexpr std::size_t small_seal_lag = 32 / 8;
@@ -100,7 +99,8 @@ class caller {
     const device_rows<runtime_type> values(
         runtime_, part(tokens.values, first, n, sizes.n_kv_heads * sizes.value_dim), stream_);
     cache_->append(
-        batch, layer, wavekv::device_nhd<const float>(keys.data(), n, sizes.n_kv_heads, sizes.key_dim),
+        batch, layer,
+        wavekv::device_nhd<const float>(keys.data(), n, sizes.n_kv_heads, sizes.key_dim),
         wavekv::device_nhd<const float>(values.data(), n, sizes.n_kv_heads, sizes.value_dim),
         wavekv::device_view<const float, 3>{}, stream_);
   }

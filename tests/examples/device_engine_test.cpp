@@ -98,7 +98,7 @@ TEST_CASE("a fork goes on from the same prompt by its own bound, and says how fa
 }
 
 TEST_CASE("the shipped model answers its golden prompts through the engine") {
-  test::capturing_runtime runtime;
+  test::emulated_runtime runtime;
   transformer::device_engine<machine> on_device(test::needle_dir, runtime, runtime.make_stream());
   transformer::engine& engine = on_device;
   const auto golden = transformer::read_json(test::data_dir / "needle/golden.json");
@@ -122,7 +122,7 @@ TEST_CASE("the shipped model answers its golden prompts through the engine") {
 }
 
 TEST_CASE("what a device does not do is said") {
-  test::capturing_runtime runtime;
+  test::emulated_runtime runtime;
   using engine_type = transformer::device_engine<machine>;
   CHECK_THROWS_WITH_AS(engine_type(test::data_dir / "models/qwen2", runtime, {}),
                        "head_dim is 20; --device cuda takes multiples of 8 up to 256",

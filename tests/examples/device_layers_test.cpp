@@ -22,10 +22,11 @@
 
 namespace {
 
-using runtime_type = test::capturing_runtime;
+using runtime_type = test::emulated_runtime;
 using block = wavekv::device::device_block<runtime_type>;
 
 constexpr runtime_type::stream_type stream{};
+const wavekv::testing::emulation_options anyhow{.order = wavekv::testing::schedule::random};
 
 std::vector<float> random_numbers(std::size_t n, float scale = 1) {
   static std::mt19937 random(5);
@@ -88,7 +89,7 @@ double product_error(float scale, bool adds) {
   std::fill_n(x.begin() + n_in, n_in, 0.0F);  // a row of zeros
   const auto before = random_numbers(n_tokens * n_out, scale);
 
-  runtime_type runtime;
+  runtime_type runtime(anyhow);
   test::plain_product multiply(runtime);
   const transformer::linear both[] = {{upper.ref, {}}, {lower.ref, bias}};
   const transformer::device_linear<runtime_type> layer(runtime, stream, both, "both");
@@ -134,7 +135,7 @@ TEST_CASE("products are as good as the terms of the activations, whatever their 
 }
 
 TEST_CASE("layers that no product takes are refused") {
-  runtime_type runtime;
+  runtime_type runtime(anyhow);
   const stored_matrix<float> a(8, 12);
   const stored_matrix<float> b(8, 16);
   const stored_matrix<wavekv::f16> c(8, 16);
@@ -157,7 +158,7 @@ TEST_CASE("RMSNorm as on the CPU") {
     std::vector<float> expected(x.size());
     transformer::rms_norm(weights, 1e-6F, x.data(), 5, expected.data());
 
-    runtime_type runtime;
+    runtime_type runtime(anyhow);
     const block of_weights = to_device(runtime, weights);
     const block values = to_device(runtime, x);
     transformer::rms_norm_kernel kernel;
@@ -198,7 +199,7 @@ TEST_CASE("heads are normed and rotated as on the CPU, far positions and scaled 
           table.rotate(&expected[t * width * dim], n_heads);
         }
 
-        runtime_type runtime;
+        runtime_type runtime(anyhow);
         const block values = to_device(runtime, rows);
         const block of_queries = to_device(runtime, query_norm);
         const block of_keys = to_device(runtime, key_norm);
@@ -253,7 +254,7 @@ TEST_CASE("every query sees its window and no more, as on the CPU; a fork goes i
       transformer::sliding_window expected_layer(shape, window);
       std::vector<float> expected(n * query_width);
 
-      runtime_type runtime;
+      runtime_type runtime(anyhow);
       const block in = to_device(runtime, rows);
       const block out(runtime, expected.size() * sizeof(float), stream);
       const block position(runtime, sizeof(std::uint32_t), stream);

@@ -2,11 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
-#include <memory>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include <wavekv/cache/kv_cache.cuh>
 #include <wavekv/core/scalar.hpp>
@@ -19,91 +15,26 @@
 
 namespace test {
 
-/// An emulated_runtime whose streams can be captured: launches are kept instead of made. What a capture forbids throws.
-class capturing_runtime : public wavekv::testing::emulated_runtime {
- public:
-  using base = wavekv::testing::emulated_runtime;
-  using work_list = std::vector<std::function<void()>>;
-
-  capturing_runtime() = default;
-  explicit capturing_runtime(const wavekv::testing::emulation_options& options) : base(options) {}
-
-  [[nodiscard]] bool is_capturing(stream_type /*stream*/) const { return *capture_ != nullptr; }
-  void begin_capture(work_list& to) const { *capture_ = &to; }
-  void end_capture() const { *capture_ = nullptr; }
-
-  void* allocate(std::size_t bytes, stream_type stream) const {
-    forbid("allocate");
-    return base::allocate(bytes, stream);
-  }
-  void copy_in(void* to, const void* from, std::size_t bytes, stream_type stream) const {
-    forbid("copy_in");
-    base::copy_in(to, from, bytes, stream);
-  }
-  void copy_out(void* to, const void* from, std::size_t bytes, stream_type stream) const {
-    forbid("copy_out");
-    base::copy_out(to, from, bytes, stream);
-  }
-  void copy(void* to, const void* from, std::size_t bytes, stream_type stream) const {
-    give([=, *this] { base::copy(to, from, bytes, stream); });
-  }
-  void fill(void* p, int byte, std::size_t bytes, stream_type stream) const {
-    give([=, *this] { base::fill(p, byte, bytes, stream); });
-  }
-  template <class Kernel>
-  void launch(stream_type stream, wavekv::device::grid blocks, const Kernel& kernel) const {
-    give([=, *this] { base::launch(stream, blocks, kernel); });
-  }
-  template <class Work>
-  void with_policy(stream_type stream, Work&& work) const {
-    forbid("with_policy");
-    base::with_policy(stream, std::forward<Work>(work));
-  }
-  void record(event_type& event, stream_type stream) const {
-    forbid("record");
-    base::record(event, stream);
-  }
-  void wait(stream_type stream, const event_type& event) const {
-    forbid("wait");
-    base::wait(stream, event);
-  }
-  void synchronize(stream_type stream) const {
-    forbid("synchronize");
-    base::synchronize(stream);
-  }
-
- private:
-  void forbid(const char* what) const {
-    if (*capture_ != nullptr)
-      throw wavekv::testing::emulation_error(std::string(what) + " in a capture");
-  }
-  template <class Work>
-  void give(const Work& work) const {
-    if (*capture_ == nullptr) return work();
-    (*capture_)->push_back(work);
-  }
-
-  std::shared_ptr<work_list*> capture_ = std::make_shared<work_list*>(nullptr);
-};
+using wavekv::testing::emulated_runtime;
 
 /// What a stream was given once, to be given again.
 class captured_graph {
  public:
   template <class Work>
-  static captured_graph capture(capturing_runtime& runtime,
-                                capturing_runtime::stream_type /*stream*/, const Work& work) {
-    captured_graph graph;
-    runtime.begin_capture(graph.work_);
+  static captured_graph capture(emulated_runtime& runtime, emulated_runtime::stream_type stream,
+                                const Work& work) {
+    runtime.begin_capture(stream);
     work();
-    runtime.end_capture();
-    return graph;
+    return {runtime, runtime.end_capture(stream)};
   }
-  void launch(capturing_runtime::stream_type /*stream*/) {
-    for (const auto& one : work_) one();
-  }
+  void launch(emulated_runtime::stream_type stream) { runtime_.launch_graph(graph_, stream); }
 
  private:
-  capturing_runtime::work_list work_;
+  captured_graph(emulated_runtime runtime, wavekv::testing::emulated_graph graph)
+      : runtime_(std::move(runtime)), graph_(std::move(graph)) {}
+
+  emulated_runtime runtime_;
+  wavekv::testing::emulated_graph graph_;
 };
 
 /// products[c, r] = rows[r] · columns[c]. Block (x, y): rows from n_threads x on, column y.
@@ -135,11 +66,11 @@ struct product_kernel {
 /// Matrix products as they are written down.
 class plain_product {
  public:
-  explicit plain_product(capturing_runtime runtime, capturing_runtime::stream_type /*stream*/ = {})
+  explicit plain_product(emulated_runtime runtime, emulated_runtime::stream_type /*stream*/ = {})
       : runtime_(std::move(runtime)) {}
 
   template <class T>
-  void operator()(capturing_runtime::stream_type stream, const transformer::device_matrix& w,
+  void operator()(emulated_runtime::stream_type stream, const transformer::device_matrix& w,
                   const T* columns, std::size_t n_columns, float* products) {
     product_kernel<T> kernel;
     kernel.rows = static_cast<const T*>(w.data);
@@ -154,13 +85,13 @@ class plain_product {
   }
 
  private:
-  capturing_runtime runtime_;
+  emulated_runtime runtime_;
 };
 
 /// @tparam Captures  whether decode steps are captured
 template <class Scalar, class Index, bool Captures>
 struct emulated_machine {
-  using runtime_type = capturing_runtime;
+  using runtime_type = emulated_runtime;
   using cache_type =
       wavekv::kv_cache<Scalar, Index, wavekv::wave_buffer<>, wavekv::basic_cuda<runtime_type>>;
   using product_type = plain_product;

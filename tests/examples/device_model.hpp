@@ -43,8 +43,8 @@ struct device {
     return session;
   }
 
-  capturing_runtime runtime;
-  capturing_runtime::stream_type stream = runtime.make_stream();
+  emulated_runtime runtime;
+  emulated_runtime::stream_type stream = runtime.make_stream();
   plain_product multiply;
   transformer::device_model<Machine> model;
   typename Machine::cache_type cache;

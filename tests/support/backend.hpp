@@ -71,9 +71,7 @@ inline std::vector<any_executor> tested_executors() {
 #ifdef WAVEKV_TEST_ON_CUDA
   return {any_executor(), any_executor()};  // answers must not depend on the run, either
 #else
-  return {any_executor(),
-          {any_executor::kind::threads, 2},
-          {any_executor::kind::backward, 1}};
+  return {any_executor(), {any_executor::kind::threads, 2}, {any_executor::kind::backward, 1}};
 #endif
 }
 

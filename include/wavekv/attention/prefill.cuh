@@ -24,9 +24,10 @@
 /// would otherwise grow past what the operand can say, as in FlashAttention-4: hardly ever after the first tile.
 ///
 /// Accuracy. Sums are floats. Queries of the operand's own kind are exact, others enter as two halves, good to 2^-16 of
-/// the query's largest element. With SplitWeights so do softmax weights: the output is off by about 2^-16 of a typical value.
-/// Without, each weight is rounded once (bf16: by up to 2^-9 of it, f16: 2^-12), as FlashAttention does: the output is off
-/// by no more than its own rounding to that kind may be, and the tensor cores do a third less work.
+/// a query's largest element. With SplitWeights so do softmax weights: an output is off by about 2^-16 of a typical value.
+/// Without, each weight is rounded once (bf16: by up to 2^-8 of it, f16: 2^-11), as FlashAttention does: an output is off
+/// by about as much as its own rounding to that kind may leave, and tensor cores do a third less. Keys and values that
+/// are stored as floats enter as three bf16 each.
 
 namespace wavekv::device {
 
@@ -164,8 +165,9 @@ struct prefill_kernel {
 };
 
 /// @brief Attends a chunk exactly: query i sees the tokens of the layer up to the chunk's i-th, which lies there already, the
-/// newest n_tokens being the chunk. Softmax weights are split in halves where the answer's kind says more than their rounding
-/// would leave. One launch. Blocks: no. Allocates: nothing.
+/// newest n_tokens being the chunk. Softmax weights are split in halves where the answer's kind can say more than their
+/// rounding would leave: floats, and f16 of rows in bf16. One launch. Blocks: no. Allocates: nothing. Shared memory: 48 to
+/// 97 KiB a block, up to 129 KiB for rows of floats.
 /// @param layer    in device memory, of at least n_tokens tokens
 /// @param queries  [n_tokens, n_query_heads, key_dim]; one that is not finite is reported
 /// @param scale    factor on q·k, positive

@@ -47,15 +47,15 @@ struct prefill_tiling {
   }
 };
 
-/// @brief Tokens that lie behind each other, but for a ring's end.
+/// @brief Tokens that lie behind each other, but for a ring's end. A query at position p sees token i if first_position + i is
+/// at most p. Tokens of a segment, which are in no order of time, count from 0: they lie before the chunk, and are all seen.
 template <class T>
 struct prefill_run {
   const T* rows = nullptr;       ///< of the array that they are part of
   std::uint32_t slot = 0;        ///< the first's place in it
   std::uint32_t capacity = ~0U;  ///< places there are: the ring's
   std::uint32_t n = 0;           ///< tokens
-  std::uint32_t first_position =
-      0;  ///< a query sees token i from this + i on; 0: all of them are seen
+  std::uint32_t first_position = 0;
 
   [[nodiscard]] WAVEKV_DEVICE const T* row(std::uint32_t i, unsigned width) const {
     const std::uint32_t at = slot + i;
@@ -84,16 +84,11 @@ class prefill_walk {
     left_.n -= taken.n;
     left_.slot += taken.n;
     left_.slot -= left_.slot >= left_.capacity ? left_.capacity : 0;
-    left_.first_position += source_is_ordered() ? taken.n : 0;
+    left_.first_position += taken.n;
     return taken;
   }
 
  private:
-  // Segments lie before the chunk, and their tokens in no order of time.
-  [[nodiscard]] WAVEKV_DEVICE bool source_is_ordered() const {
-    return source_ == 0 || source_ > layer_.n_segments;
-  }
-
   WAVEKV_DEVICE void enter_next_source() {
     left_ = {};
     if (source_ < layer_.n_segments) {
@@ -103,9 +98,9 @@ class prefill_walk {
     } else {
       left_.rows = layer_.tail.rows + std::size_t{head_} * layer_.tail.capacity * width_;
       left_.capacity = layer_.tail.capacity;
-      left_.slot = layer_.tail_begin % layer_.tail.capacity;
       left_.first_position = layer_.tail_begin;
       left_.n = n_seen_ > layer_.tail_begin ? n_seen_ - layer_.tail_begin : 0;
+      left_.slot = left_.n > 0 ? layer_.tail_begin % layer_.tail.capacity : 0;
     }
     ++source_;
   }

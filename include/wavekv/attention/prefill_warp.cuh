@@ -51,23 +51,12 @@ class prefill_warp {
     first_sees_ = rows.n_seen(0);
     last_sees_ = rows.exists(0) ? rows.n_seen(tiling::warp_rows - 1) : 0;
     WAVEKV_UNROLL
-    for (unsigned m = 0; m < tiling::row_tiles; ++m) {
-      WAVEKV_UNROLL
-      for (unsigned h = 0; h < 2; ++h) {
-        max_[m][h] = minus_infinity();
-        denominator_[m][h] = 0.0F;
-      }
-      WAVEKV_UNROLL
-      for (unsigned n = 0; n < MaxDim / 8; ++n) {
-        WAVEKV_UNROLL
-        for (unsigned e = 0; e < 4; ++e) {
-          sums_[m][n][e] = 0.0F;
-        }
-      }
+    for (unsigned at = 0; at < tiling::row_tiles * 2; ++at) {
+      max_[at / 2][at % 2] = minus_infinity();
     }
   }
 
-  /// @brief *warp*: takes the queries. False in a lane that has seen one that is not finite.
+  /// @brief *warp*: takes the queries; the warp meets before it adds. False in a lane that has seen one that is not finite.
   /// @param scale  factor on the products, positive
   template <class Block>
   WAVEKV_DEVICE bool load(Block& b, const caller_rows& from, float scale) {
@@ -121,7 +110,6 @@ class prefill_warp {
         }
       }
     }
-    b.sync_warp();
     return finite;
   }
 
@@ -132,17 +120,7 @@ class prefill_warp {
     if (run.first_position >= last_sees_) {
       return;
     }
-    float logits[tiling::row_tiles][n_columns][4];
-    WAVEKV_UNROLL
-    for (unsigned m = 0; m < tiling::row_tiles; ++m) {
-      WAVEKV_UNROLL
-      for (unsigned n = 0; n < n_columns; ++n) {
-        WAVEKV_UNROLL
-        for (unsigned e = 0; e < 4; ++e) {
-          logits[m][n][e] = 0.0F;
-        }
-      }
-    }
+    float logits[tiling::row_tiles][n_columns][4] = {};
     if (n_terms == 1 && shape_.key_dim == MaxDim) {
       multiply<true>(b, tile, queries_, logits);
     } else {
@@ -473,10 +451,9 @@ class prefill_warp {
   unsigned n_halves_;
   std::uint32_t first_sees_;  // tokens that the warp's first row sees
   std::uint32_t last_sees_;
-  float max_[tiling::row_tiles][2];  // of logits to base 2, about
-  float denominator_[tiling::row_tiles]
-                    [2];  // of this lane's tokens; four lanes have a row's together
-  float sums_[tiling::row_tiles][MaxDim / 8][4];
+  float max_[tiling::row_tiles][2];               // of logits to base 2, about
+  float denominator_[tiling::row_tiles][2] = {};  // of this lane's tokens; four lanes have a row's
+  float sums_[tiling::row_tiles][MaxDim / 8][4] = {};
 };
 
 }  // namespace wavekv::device

@@ -284,10 +284,10 @@ class layer_writer {
       const cut_place cut = cut_at(layer, n);
       if (cut.opens) {
         const segment_view<T>& opened = layer.segments[cut.n_segments]->view;
-        reopen_kernel<T> kernel{opened, layer.view.tail,
-                                static_cast<std::uint32_t>(n - cut.begin), shape_.width()};
-        const auto blocks = static_cast<unsigned>(
-            (opened.n_tokens + kernel.rows_per_block - 1) / kernel.rows_per_block);
+        reopen_kernel<T> kernel{opened, layer.view.tail, static_cast<std::uint32_t>(n - cut.begin),
+                                shape_.width()};
+        const auto blocks = static_cast<unsigned>((opened.n_tokens + kernel.rows_per_block - 1) /
+                                                  kernel.rows_per_block);
         runtime_.launch(stream, grid{blocks, shape_.n_kv_heads}, kernel);
       }
       leave_segments(layer, cut.n_segments, stream);

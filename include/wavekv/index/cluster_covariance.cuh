@@ -33,7 +33,7 @@ struct product_parts {
 ///
 /// On tensor cores, deviations split into two bf16 each (see metric_space.cuh): the products run over rows, so that
 /// deviations are written to shared memory transposed, 32 rows at a time, dimensions taking the part of rows. Making them
-/// is most of the work (15 instructions an element, twice for each at a key_dim of 128), hence the tiles of 128 × 128.
+/// is most of the work, hence the tiles of 128 × 128.
 template <class Deviations>
 struct multiply_deviations {
   static constexpr unsigned n_threads = 512;
@@ -82,9 +82,7 @@ struct multiply_deviations {
       if (is_needed) {
         const words4* const left = shared + slot * 4 * tile_words + my_left * chunk_words;
         const words4* const right = shared + (slot * 4 + 2) * tile_words + my_right * chunk_words;
-        multiply_chunk<row_tiles, column_tiles>(b, left, right, sums);
-        multiply_chunk<row_tiles, column_tiles>(b, left, right + tile_words, sums);
-        multiply_chunk<row_tiles, column_tiles>(b, left + tile_words, right, sums);
+        multiply_split_chunk<row_tiles, column_tiles>(b, left, tile_words, right, tile_words, sums);
       }
       b.sync();
     }
@@ -95,7 +93,7 @@ struct multiply_deviations {
       for (unsigned c = 0; c < column_tiles; ++c) {
         WAVEKV_UNROLL
         for (unsigned h = 0; h < 2; ++h) {
-          const unsigned i = first_row_column + my_left + 16 * r + 8 * h + b.lane() / 4;
+          const unsigned i = first_row_column + my_left + 16 * r + b.lane() / 4 * 2 + h;
           const unsigned j = first_column + my_right + 8 * c + b.lane() % 4 * 2;
           if (i < key_dim && j < width) {
             to[std::size_t{i} * width + j] = sums[r][c][2 * h];
@@ -112,19 +110,18 @@ struct multiply_deviations {
   static constexpr unsigned row_tiles = 2;
   static constexpr unsigned column_tiles = 4;
 
-  // 32 rows from `first` on, columns of one tile from first_column on; zeros where there is nothing. Written along the
-  // rows of each dimension: [tile, 4], first rounded, then what that leaves.
-  template <bool Weighted, class Block>
+  // 32 rows from `first` on, columns of one tile from first_column on; zeros where there is nothing. Written as rows of
+  // each dimension, [tile, 4], first rounded, then what that leaves: left ones, weighted, or right ones. A warp has eight
+  // columns of all rows; two lanes share two rows, and each takes four of the columns, to write pairs.
+  template <bool IsLeft, class Block>
   WAVEKV_DEVICE void load(Block& b, unsigned job, unsigned first, unsigned end,
                           unsigned first_column, unsigned n_columns, words4* to) const {
-    // Two lanes read one sector of a row; sixteen rows' halves of a dimension are written side by side.
-    const unsigned row = b.warp() / 8 * 16 + b.lane() / 2;
-    const unsigned piece = b.warp() % 8 * 2 + b.lane() % 2;
-    const unsigned column = first_column + 8 * piece;
+    const unsigned row = b.lane();
+    const unsigned column = first_column + 8 * b.warp();
     float x[8] = {};
     if (first + row < end && column < n_columns) {
       rows.load(b, job, first + row, column, 1.0F, x);
-      if (Weighted) {
+      if (IsLeft) {
         const float weight = rows.weight(job, first + row);
         WAVEKV_UNROLL
         for (unsigned i = 0; i < 8; ++i) {
@@ -132,18 +129,26 @@ struct multiply_deviations {
         }
       }
     }
-    words4 high;
-    words4 low;
-    split_eight(b, x, high, low);
-    auto* const high_halves =
-        reinterpret_cast<std::byte*>(to) + (8 * piece * chunk_dim + row) * sizeof(std::uint16_t);
-    std::byte* const low_halves = high_halves + tile_words * sizeof(words4);
+    const bool is_odd = row % 2 != 0;
     WAVEKV_UNROLL
-    for (unsigned i = 0; i < 8; ++i) {
-      const auto high_bits = static_cast<std::uint16_t>(high.word[i / 2] >> (i % 2 * 16));
-      const auto low_bits = static_cast<std::uint16_t>(low.word[i / 2] >> (i % 2 * 16));
-      __builtin_memcpy(high_halves + i * chunk_dim * 2, &high_bits, 2);
-      __builtin_memcpy(low_halves + i * chunk_dim * 2, &low_bits, 2);
+    for (unsigned i = 0; i < 4; ++i) {
+      const float other = b.shuffle_xor(is_odd ? x[i] : x[i + 4], 1);
+      const float pair[2] = {is_odd ? other : x[i], is_odd ? x[i + 4] : other};
+      const std::uint32_t high = b.template pack<bf16>(pair[0], pair[1]);
+      float seen[2];
+      b.template unpack<bf16>(high, seen[0], seen[1]);
+      const std::uint32_t low = b.template pack<bf16>(pair[0] - seen[0], pair[1] - seen[1]);
+      const unsigned dimension = 8 * b.warp() + (is_odd ? 4 : 0) + i;
+      const unsigned word = row % 8 / 2;
+      unsigned at = dimension * chunk_words + row / 8;
+      unsigned in = word;
+      if (IsLeft) {
+        const left_place place(dimension, row / 8);
+        at = place.first + word / 2 * 32;
+        in = place.word + word % 2 * 2;
+      }
+      to[at].word[in] = high;
+      to[tile_words + at].word[in] = low;
     }
   }
 };

@@ -12,8 +12,10 @@
 #include <wavekv/attention/row_tile.cuh>
 #include <wavekv/core/random.hpp>
 #include <wavekv/cuda/block.hpp>
-#include <wavekv/index/group_search.cuh>
+#include <wavekv/index/node_weights.cuh>
+#include <wavekv/index/search_answer.cuh>
 #include <wavekv/index/search_space.cuh>
+#include <wavekv/index/search_stage.cuh>
 
 /// @file error_sampler.cuh
 /// @brief Checks an answer against tokens drawn from what was not read: the twin of error_sampler.hpp, which has the method. The
@@ -26,68 +28,6 @@ struct draw_key {
   std::uint64_t seed = 0;
   std::uint32_t layer = 0;
   std::uint32_t round = 0;
-};
-
-/// @brief The columns of all levels behind each other, the finest level's first: the order in which weights are summed up.
-template <class T>
-class all_columns {
- public:
-  WAVEKV_DEVICE all_columns(const search_space<T>& space, const search_view<T>& search,
-                            unsigned number)
-      : space_(space), search_(search), number_(number) {
-    for (unsigned level = 0; level < space.shape.n_levels; ++level) {
-      n_ += search.state->n_runs[level] * run_rows;
-    }
-  }
-
-  /// @brief How many there are.
-  [[nodiscard]] WAVEKV_DEVICE unsigned n() const { return n_; }
-
-  /// @brief The level of place i, which becomes the column.
-  WAVEKV_DEVICE unsigned level_of(unsigned& i) const {
-    unsigned level = 0;
-    for (; level + 1 < space_.shape.n_levels; ++level) {
-      const unsigned n_here = search_.state->n_runs[level] * run_rows;
-      if (i < n_here) {
-        break;
-      }
-      i -= n_here;
-    }
-    return level;
-  }
-
-  /// @brief A level's columns.
-  [[nodiscard]] WAVEKV_DEVICE frontier_columns<T> at(unsigned level) const {
-    return frontier_columns<T>(space_, search_, number_, level);
-  }
-
-  /// @brief What a node is drawn by: the group's share·√(e^σ² - 1), summed; 0 where nothing is estimated.
-  /// @param log_normalizers  [group_size]
-  [[nodiscard]] WAVEKV_DEVICE double weight(unsigned i, const float* log_normalizers) const {
-    const unsigned level = level_of(i);
-    const frontier_columns<T> columns = at(level);
-    const float size = columns.sizes[i];
-    if (!(size > 0.0F) || columns.zones[i] != zone::estimation) {
-      return 0.0;
-    }
-    const unsigned group = space_.shape.group_size;
-    const float dispersion = columns.dispersions[i];
-    double weight = 0.0;
-    for (unsigned g = 0; g < group; ++g) {
-      const float logit = columns.logits[std::size_t{g} * columns.n_columns + i];
-      const float variance =
-          expected_variance(search_.variances[level * group + g], dispersion, space_.shape.softcap);
-      const float share = size * std::exp(logit - log_normalizers[g]);
-      weight += static_cast<double>(share * std::sqrt(std::expm1(variance)));
-    }
-    return weight;
-  }
-
- private:
-  const search_space<T>& space_;
-  const search_view<T>& search_;
-  unsigned number_;
-  unsigned n_ = 0;
 };
 
 /// @brief A token that was drawn.
@@ -136,19 +76,14 @@ struct check_kernel {
     }
     shared_arena arena(b.shared());
     const scratch memory = take(arena);
-    for (unsigned g = b.thread(); g < space.shape.group_size; g += n_threads) {
-      memory.log_normalizers[g] =
-          detail::log_sum_exp(search.merged + g * state_floats(space.shape.value_dim));
-    }
-    b.sync();
-    const all_columns<T> columns(space, search, number);
-    weigh(b, memory, search, columns);
+    const node_weights<T> nodes(space, search, number, memory.weights);
+    nodes.weigh(b);
     if (!arrives_last(b, search.counter, space.n_splits, memory.last)) {
       return;
     }
     add_tilts(b, search);
     b.sync();
-    if (accepts_sample(b, memory, search, columns)) {
+    if (accepts_sample(b, memory, search, nodes)) {
       book_errors(b, space, search, bound);
       write_answer(b, search, number / space.shape.n_kv_heads, answer);
       if (b.thread() == 0) {
@@ -160,10 +95,8 @@ struct check_kernel {
 
  private:
   struct scratch {
-    float* log_normalizers;  // [group_size]
-    float* errors;           // [2, group_size] with their deviations, and without
-    double* ends;            // [n_splits] running sums of the blocks' weights
-    double* of_warps;        // [n_warps]
+    typename node_weights<T>::scratch weights;
+    float* errors;  // [2, group_size] with their deviations, and without
     unsigned* last;
     drawn_token<T>* drawn;  // [n_warps, tile_rows]
     float* states;          // [n_warps, tile_queries, 2 + value_dim]
@@ -172,10 +105,8 @@ struct check_kernel {
   WAVEKV_HOST_DEVICE scratch take(shared_arena& arena) const {
     const model_shape& shape = space.shape;
     scratch memory;
-    memory.log_normalizers = arena.take<float>(shape.group_size);
+    memory.weights = node_weights<T>::scratch::take(arena, space, n_warps);
     memory.errors = arena.take<float>(2 * std::size_t{shape.group_size});
-    memory.ends = arena.take<double>(space.n_splits);
-    memory.of_warps = arena.take<double>(n_warps);
     memory.last = arena.take<unsigned>(1);
     memory.drawn = arena.take<drawn_token<T>>(n_warps * tile_rows);
     memory.states =
@@ -183,80 +114,17 @@ struct check_kernel {
     return memory;
   }
 
-  // --- weights
-
-  // Places that a block takes: as many as this for each of its warps, one stretch behind the other.
-  WAVEKV_DEVICE unsigned per_warp(unsigned n) const {
-    const unsigned n_chunks = (n + warp_size - 1) / warp_size;
-    const unsigned all_warps = space.n_splits * n_warps;
-    return (n_chunks + all_warps - 1) / all_warps * warp_size;
-  }
-
-  // *block*: the running sum of the weights of this block's places, and their total.
-  template <class Block>
-  WAVEKV_DEVICE void weigh(Block& b, const scratch& memory, const search_view<T>& search,
-                           const all_columns<T>& columns) const {
-    const unsigned n = columns.n();
-    const unsigned stretch = per_warp(n);
-    const unsigned first = (b.block_x() * n_warps + b.warp()) * stretch;
-    const unsigned end = first + stretch < n ? first + stretch : n;
-    double sum = 0.0;
-    for (unsigned chunk = first; chunk < end; chunk += warp_size) {
-      const unsigned i = chunk + b.lane();
-      double running = i < end ? columns.weight(i, memory.log_normalizers) : 0.0;
-      for (unsigned step = 1; step < warp_size; step *= 2) {
-        const double before = b.shuffle(running, b.lane() >= step ? b.lane() - step : b.lane());
-        running += b.lane() >= step ? before : 0.0;
-      }
-      if (i < end) {
-        search.cumulative[i] = sum + running;
-      }
-      sum += b.shuffle(running, warp_size - 1);
-    }
-    if (b.lane() == 0) {
-      memory.of_warps[b.warp()] = sum;
-    }
-    b.sync();
-    double before = 0.0;
-    for (unsigned w = 0; w < b.warp(); ++w) {
-      before += memory.of_warps[w];
-    }
-    for (unsigned i = first + b.lane(); i < end; i += warp_size) {
-      search.cumulative[i] += before;
-    }
-    if (b.warp() == n_warps - 1 && b.lane() == 0) {
-      search.part_totals[b.block_x()] = before + sum;
-    }
-  }
-
-  // *block*: the running sums of the blocks' totals, in their order.
-  template <class Block>
-  WAVEKV_DEVICE void sum_parts(Block& b, const scratch& memory,
-                               const search_view<T>& search) const {
-    for (unsigned x = b.thread(); x < space.n_splits; x += n_threads) {
-      memory.ends[x] = search.part_totals[x];
-    }
-    b.sync();
-    if (b.thread() == 0) {
-      for (unsigned x = 1; x < space.n_splits; ++x) {
-        memory.ends[x] += memory.ends[x - 1];
-      }
-    }
-    b.sync();
-  }
-
   // --- draws
 
   // *block*: whether every head's sampled error is accepted. Books the draws, and the error if so.
   template <class Block>
   WAVEKV_DEVICE bool accepts_sample(Block& b, const scratch& memory, const search_view<T>& search,
-                                    const all_columns<T>& columns) const {
-    sum_parts(b, memory, search);
-    const double total = memory.ends[space.n_splits - 1];
-    if (!(total > 0.0)) {
+                                    const node_weights<T>& nodes) const {
+    nodes.sum_parts(b);
+    if (!(nodes.total() > 0.0)) {
       return true;  // nothing was estimated, or nothing that could err
     }
-    const bool is_finite = total < std::numeric_limits<double>::infinity();
+    const bool is_finite = nodes.total() < std::numeric_limits<double>::infinity();
     const unsigned group = space.shape.group_size;
     const unsigned n_sums = n_sample_batches * group * batch_floats(space.shape.value_dim);
     for (unsigned i = b.thread(); i < n_sums; i += n_threads) {
@@ -270,7 +138,7 @@ struct check_kernel {
     for (unsigned wanted = least;; wanted *= 2) {
       for (unsigned batch = b.warp(); batch < n_sample_batches; batch += n_warps) {
         for (unsigned first = 0; first < group; first += tile_queries) {
-          add_draws(b, memory, search, columns, batch, first, drawn, wanted);
+          add_draws(b, memory, search, nodes, batch, first, drawn, wanted);
         }
       }
       drawn = wanted;
@@ -308,7 +176,7 @@ struct check_kernel {
   // *warp*: adds a batch's draws [drawn, wanted) to its sums, for query heads [first, first + tile_queries).
   template <class Block>
   WAVEKV_DEVICE void add_draws(Block& b, const scratch& memory, const search_view<T>& search,
-                               const all_columns<T>& columns, unsigned batch, unsigned first,
+                               const node_weights<T>& nodes, unsigned batch, unsigned first,
                                unsigned drawn, unsigned wanted) const {
     const unsigned floats = state_floats(space.shape.value_dim);
     drawn_token<T>* const tile = memory.drawn + b.warp() * tile_rows;
@@ -318,8 +186,7 @@ struct check_kernel {
     for (unsigned i = drawn; i < wanted; i += tile_rows) {
       if (b.lane() < tile_rows) {
         const unsigned number = (i + b.lane()) * n_sample_batches + batch;
-        tile[b.lane()] =
-            i + b.lane() < wanted ? draw(memory, search, columns, number) : drawn_token<T>{};
+        tile[b.lane()] = i + b.lane() < wanted ? draw(search, nodes, number) : drawn_token<T>{};
       }
       b.sync_warp();
       add_residuals(b, memory, search, warp, first, tile, followed);
@@ -368,7 +235,7 @@ struct check_kernel {
       return tile[e / 2 * run_rows + 2 * j + e % 2];
     };
     const auto shift = [&](const drawn_token<T>& drawn) {
-      return drawn.log_factor - memory.log_normalizers[query];
+      return drawn.log_factor - memory.weights.log_normalizers[query];
     };
     float logits[4];
     const T* rows[4];
@@ -403,42 +270,31 @@ struct check_kernel {
   }
 
   // The draw of one number: a node by its weight, a token uniformly inside it.
-  WAVEKV_DEVICE drawn_token<T> draw(const scratch& memory, const search_view<T>& search,
-                                    const all_columns<T>& columns, unsigned number) const {
+  WAVEKV_DEVICE drawn_token<T> draw(const search_view<T>& search, const node_weights<T>& nodes,
+                                    unsigned number) const {
     const auto bits = philox(key.seed, {number | (key.round << 24U), search.place.visible,
                                         search.place.sequence, (key.layer << 16U) ^ search.head});
-    const double total = memory.ends[space.n_splits - 1];
-    const double at = (static_cast<double>(bits[0]) + 0.5) * 0x1p-32 * total;
-    // The first place whose running sum lies above.
-    unsigned part = 0;
-    while (part + 1 < space.n_splits && !(memory.ends[part] > at)) {
-      ++part;
-    }
-    const double before = part == 0 ? 0.0 : memory.ends[part - 1];
-    const unsigned per_part = per_warp(columns.n()) * n_warps;
-    unsigned low = part * per_part;
-    unsigned high = low + per_part < columns.n() ? low + per_part : columns.n();
-    low = low < columns.n() ? low : columns.n() - 1;  // only where sums are no numbers
-    while (low + 1 < high) {
-      const unsigned middle = low + (high - low) / 2;
-      (before + search.cumulative[middle - 1] > at ? high : low) = middle;
-    }
-    const double weight = columns.weight(low, memory.log_normalizers);
+    const double total = nodes.total();
+    const unsigned place =
+        nodes.find((static_cast<double>(bits[0]) + 0.5) * 0x1p-32 * total, n_warps);
+    const double weight = nodes.weight(place);
     drawn_token<T> drawn;
-    if (!(weight > 0.0)) {  // a rounding error led beside the node
+    if (weight == 0.0) {  // a rounding error led beside the node
       return drawn;
     }
-    drawn.level = columns.level_of(low);
-    const frontier_columns<T> of_level = columns.at(drawn.level);
-    const node_run<T>& run = of_level.runs[low / run_rows];
+    unsigned level = 0;
+    const unsigned column = nodes.column_of(place, level);
+    const frontier_columns<T> columns = nodes.of_level(level);
+    const node_run<T>& run = columns.runs[column / run_rows];
     const segment_view<T>& segment = search.place.layer->segments[run.segment];
-    std::uint32_t first =
-        run.first_node + low % run_rows;  // nodes under it, level by level; then tokens
+    drawn.level = level;
+    // Nodes under it, level by level; then tokens.
+    std::uint32_t first = run.first_node + column % run_rows;
     std::uint32_t last = first + 1;
-    for (unsigned level = drawn.level + 1; level-- > 0;) {
-      const level_view<T>& nodes = segment.levels[level];
+    for (++level; level-- > 0;) {
+      const level_view<T>& of_level = segment.levels[level];
       const std::uint32_t* const children =
-          nodes.first_child + std::size_t{search.head} * (nodes.capacity + 1);
+          of_level.first_child + std::size_t{search.head} * (of_level.capacity + 1);
       first = children[first];
       last = children[last];
     }
@@ -446,11 +302,11 @@ struct check_kernel {
         first + static_cast<std::uint32_t>((std::uint64_t{bits[1]} * (last - first)) >> 32U);
     const unsigned width = space.shape.width();
     drawn.token = segment.rows + (std::size_t{search.head} * segment.n_tokens + token) * width;
-    drawn.node = run.rows + std::size_t{low % run_rows} * width;
-    drawn.logits = of_level.logits + low;
-    drawn.stride = of_level.n_columns;
-    drawn.dispersion = of_level.dispersions[low];
-    drawn.log_factor = std::log(of_level.sizes[low] / static_cast<float>(weight / total));
+    drawn.node = run.rows + std::size_t{column % run_rows} * width;
+    drawn.logits = columns.logits + column;
+    drawn.stride = columns.n_columns;
+    drawn.dispersion = columns.dispersions[column];
+    drawn.log_factor = std::log(columns.sizes[column] / static_cast<float>(weight / total));
     return drawn;
   }
 

@@ -56,8 +56,8 @@ struct place_seen_rows {
       shared_arena arena(b.shared());
       row_transform::run(b, row_transform::shared_memory(arena, key_dim), rows, factors, job,
                          first_row, key_dim, safe,
-                         [&](unsigned r, unsigned h, unsigned column, float x, float y) {
-                           const unsigned row = first_row + row_transform::row_of(b, r, h);
+                         [&](unsigned r, unsigned p, unsigned column, float x, float y) {
+                           const unsigned row = first_row + row_transform::row_of(b, r, p);
                            if (row < n_rows && column < key_dim) {
                              points.row(job, row)[column / 8].word[column % 8 / 2] =
                                  b.template pack<bf16>(x * scale, y * scale);

@@ -35,49 +35,6 @@ WAVEKV_DEVICE float most_dispersion(float variance) {
 
 }  // namespace detail
 
-/// @brief *block*: merges what the blocks of a stage have found, in their order, and what was merged before.
-/// @param first_stage  nothing was merged before
-template <class T, class Block>
-WAVEKV_DEVICE void merge_splits(Block& b, const search_view<T>& search, unsigned n_splits,
-                                bool first_stage) {
-  const unsigned floats = state_floats(search.shape.value_dim);
-  const unsigned group = search.shape.group_size;
-  constexpr float nothing = -std::numeric_limits<float>::infinity();
-  for (unsigned g = b.warp(); g < group; g += b.n_warps()) {
-    float* const merged = search.merged + g * floats;
-    const float* const states = search.partials + g * floats;  // one every group · floats
-    const auto max_of = [&](unsigned split) {
-      return split < n_splits ? states[std::size_t{split} * group * floats] : nothing;
-    };
-    const float before = first_stage ? nothing : merged[0];
-    float most = before;
-    for (unsigned s = 0; s < n_splits; s += warp_size) {
-      const float max = b.warp_max(max_of(s + b.lane()));
-      most = max > most ? max : most;
-    }
-    const float kept = before > nothing ? std::exp(before - most) : 0.0F;
-    for (unsigned first = 0; first < floats; first += warp_size) {
-      const unsigned at = first + b.lane();
-      float sum = before > nothing && at < floats ? merged[at] * kept : 0.0F;
-      for (unsigned s = 0; s < n_splits; s += warp_size) {
-        // Each lane has one block's factor. Loads wait for nothing but each other.
-        const float max = max_of(s + b.lane());
-        const float factor = max > nothing ? std::exp(max - most) : 0.0F;
-        const unsigned n = n_splits - s < warp_size ? n_splits - s : warp_size;
-        for (unsigned i = 0; i < n; ++i) {
-          const float weight = b.shuffle(factor, i);
-          const float x = at < floats ? states[(s + i) * std::size_t{group} * floats + at] : 0.0F;
-          sum += weight > 0.0F ? x * weight : 0.0F;
-        }
-      }
-      if (at < floats) {
-        merged[at] = at == 0 ? most : sum;
-      }
-    }
-  }
-  b.sync();
-}
-
 /// @brief Plans one level of one search. All functions are *block*.
 ///
 /// One block does it while the search's others have ended: it must not take long. So what a node's errors are made of is

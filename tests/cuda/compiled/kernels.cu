@@ -2,6 +2,7 @@
 //
 // Every kernel of the library, instantiated as its caches instantiate it. bench/cuda/resources.txt says what each needs;
 // one that is added here is added there by `bash bench/cuda/resources.sh --update`.
+#include <wavekv/attention/prefill.cuh>
 #include <wavekv/cuda/hardware_block.cuh>
 #include <wavekv/index/query_metric.cuh>
 #include <wavekv/index/sealer.cuh>
@@ -61,5 +62,15 @@ WAVEKV_INSTANTIATE_KERNEL(detail::multiply_deviations<detail::tokens_from_cluste
 WAVEKV_INSTANTIATE_KERNEL(detail::multiply_deviations<detail::nodes_from_parents>);
 WAVEKV_INSTANTIATE_KERNEL(detail::weigh_levels<bf16>);
 WAVEKV_INSTANTIATE_KERNEL(detail::add_up_products<bf16>);
+
+// --- prefill: whatever the answer's kind, and one of each other scalar
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<bf16, 64, false>);
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<bf16, 64, true>);
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<bf16, 128, false>);
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<bf16, 128, true>);
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<bf16, 256, false>);
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<bf16, 256, true>);
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<f16, 128, false>);
+WAVEKV_INSTANTIATE_KERNEL(prefill_kernel<float, 128, true>);
 
 }  // namespace wavekv::device

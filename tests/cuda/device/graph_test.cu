@@ -35,7 +35,9 @@ class recorder {
     check_cuda(cudaGraphInstantiate(&work_, graph, 0), "cudaGraphInstantiate");
     check_cuda(cudaGraphDestroy(graph), "cudaGraphDestroy");
   }
-  void launch(cudaStream_t stream) { check_cuda(cudaGraphLaunch(work_, stream), "cudaGraphLaunch"); }
+  void launch(cudaStream_t stream) {
+    check_cuda(cudaGraphLaunch(work_, stream), "cudaGraphLaunch");
+  }
 
  private:
   cudaGraphExec_t work_ = nullptr;
@@ -61,8 +63,8 @@ class own_stream {
 }  // namespace
 
 TEST_CASE("a graph of one step, replayed 4,096 times, answers as steps without a graph") {
-  using cache_type = wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<>, wavekv::wave_buffer<>,
-                                      wavekv::cuda>;
+  using cache_type =
+      wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<>, wavekv::wave_buffer<>, wavekv::cuda>;
   wavekv::geometry sizes;
   sizes.n_layers = 2;
   sizes.n_query_heads = 8;

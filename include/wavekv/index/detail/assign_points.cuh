@@ -18,7 +18,7 @@ namespace wavekv::device::detail {
 /// clusters as points or more: each point is its own; one cluster: it has all. Grid: (ceil(capacity / 128), n_jobs).
 ///
 /// A block keeps its 128 points in shared memory and walks over all centroids, 128 at a time, in chunks of 32 columns that
-/// arrive while the four before are multiplied. A warp multiplies 32 points with 64 centroids: 12 loads of 16 bytes for 32
+/// arrive while the four before are multiplied. A warp multiplies 64 centroids with 32 points: 12 loads of 16 bytes for 32
 /// tiles of m16n8k16, so that shared memory (48 of its cycles) keeps up with the tensor cores (4 · 32 / 4 to 8 · 32 / 4).
 /// For a segment of 8192 tokens, 512 clusters and rows of 256 that is 2.1 GFLOP a KV head and iteration, and from global
 /// memory 4 MiB of points once and, 64 times, 256 KiB of centroids that stay in L2.
@@ -75,10 +75,10 @@ struct assign_points {
 
  private:
   static constexpr unsigned n_stages = 4;
-  static constexpr unsigned row_tiles = 2;
-  static constexpr unsigned column_tiles = 8;
-  static constexpr unsigned warp_points = 16 * row_tiles;
-  static constexpr unsigned warp_clusters = 8 * column_tiles;
+  static constexpr unsigned cluster_tiles = 4;
+  static constexpr unsigned point_tiles = 4;
+  static constexpr unsigned warp_points = 8 * point_tiles;
+  static constexpr unsigned warp_clusters = 16 * cluster_tiles;
   static constexpr unsigned warps_down = block_points / warp_points;
   static constexpr unsigned stage_words = cluster_set::tile * chunk_words;
   static constexpr unsigned piece_words = block_points * chunk_words;
@@ -120,28 +120,17 @@ struct assign_points {
     }
   }
 
-  // Where a thread's share of the centroids comes from: chunk by chunk, tile by tile.
-  struct centroid_source {
-    const words4* from;
-    unsigned chunks_left;  // of the tile
-    unsigned left;         // of all tiles
-  };
-
+  // The next 128 centroids' next 32 columns; a job's lie behind each other.
   template <class Block>
-  WAVEKV_DEVICE void load_centroids(Block& b, centroid_source& source, words4* to) const {
-    if (source.left != 0) {
-      const std::size_t n_pieces = points.n_pieces();
+  WAVEKV_DEVICE void load_centroids(Block& b, const words4*& from, unsigned& left,
+                                    words4* to) const {
+    if (left != 0) {
+      --left;
       WAVEKV_UNROLL
-      for (unsigned part = 0; part < stage_words / n_threads; ++part) {
-        b.copy_async16(to + b.thread() + part * n_threads,
-                       source.from + part * (n_threads / chunk_words) * n_pieces);
+      for (unsigned part = 0; part < stage_words; part += n_threads) {
+        b.copy_async16(to + part + b.thread(), from + part + b.thread());
       }
-      --source.left;
-      source.from += chunk_words;
-      if (--source.chunks_left == 0) {
-        source.from += (cluster_set::tile - 1) * n_pieces;
-        source.chunks_left = points.dim / chunk_dim;
-      }
+      from += stage_words;
     }
     b.commit_copies();
   }
@@ -156,12 +145,10 @@ struct assign_points {
     const unsigned n_chunks = points.dim / chunk_dim;
     const unsigned n_tiles = clusters.n_padded() / cluster_set::tile;
     load_points(b, job, first_point, n_points, shared.points);
-    centroid_source source{
-        clusters.centroids + std::size_t{job} * clusters.n_padded() * points.n_pieces() +
-            std::size_t{b.thread() / chunk_words} * points.n_pieces() + b.thread() % chunk_words,
-        n_chunks, n_tiles * n_chunks};
+    const words4* from = clusters.tile_of(job, 0, n_chunks);
+    unsigned left = n_tiles * n_chunks;
     for (unsigned s = 0; s + 1 < n_stages; ++s) {
-      load_centroids(b, source, shared.centroids + s * stage_words);
+      load_centroids(b, from, left, shared.centroids + s * stage_words);
     }
     const words4* const my_points =
         shared.points + b.warp() % warps_down * warp_points * chunk_words;
@@ -170,19 +157,19 @@ struct assign_points {
     for (unsigned tile = 0; tile < n_tiles; ++tile) {
       const unsigned first_cluster = tile * cluster_set::tile + my_first;
       const bool is_needed = first_cluster < clusters.n_clusters;
-      float sums[row_tiles][column_tiles][4];
+      float sums[cluster_tiles][point_tiles][4];
       if (is_needed) {
         begin_with_biases(b, job, first_cluster, sums);
       }
       for (unsigned chunk = 0; chunk < n_chunks; ++chunk) {
         b.template wait_copies<n_stages - 2>();
         b.sync();  // everyone's copies have arrived, and nobody reads the slot that is filled next
-        load_centroids(b, source,
+        load_centroids(b, from, left,
                        shared.centroids + (slot + n_stages - 1) % n_stages * stage_words);
         if (is_needed) {
-          multiply_chunk<row_tiles, column_tiles>(
-              b, my_points + chunk * piece_words,
-              shared.centroids + slot * stage_words + my_first * chunk_words, sums);
+          multiply_chunk<cluster_tiles, point_tiles>(
+              b, shared.centroids + slot * stage_words + my_first * chunk_words,
+              my_points + chunk * piece_words, sums);
         }
         slot = (slot + 1) % n_stages;
       }
@@ -196,63 +183,69 @@ struct assign_points {
 
   template <class Block>
   WAVEKV_DEVICE void begin_with_biases(Block& b, unsigned job, unsigned first_cluster,
-                                       float (&sums)[row_tiles][column_tiles][4]) const {
+                                       float (&sums)[cluster_tiles][point_tiles][4]) const {
     const float* const biases =
-        clusters.biases + std::size_t{job} * clusters.n_padded() + first_cluster + b.lane() % 4 * 2;
+        clusters.biases + std::size_t{job} * clusters.n_padded() + first_cluster + b.lane() / 4 * 2;
     WAVEKV_UNROLL
-    for (unsigned c = 0; c < column_tiles; ++c) {
-      const float left = biases[8 * c];
-      const float right = biases[8 * c + 1];
+    for (unsigned c = 0; c < cluster_tiles; ++c) {
+      const float upper = biases[16 * c];
+      const float lower = biases[16 * c + 1];
       WAVEKV_UNROLL
-      for (unsigned r = 0; r < row_tiles; ++r) {
-        sums[r][c][0] = sums[r][c][2] = left;
-        sums[r][c][1] = sums[r][c][3] = right;
+      for (unsigned p = 0; p < point_tiles; ++p) {
+        sums[c][p][0] = sums[c][p][1] = upper;
+        sums[c][p][2] = sums[c][p][3] = lower;
       }
     }
   }
 
-  // The best of a tile, which the four lanes of a row agree on, against the best before. It lies in shared memory to leave
-  // registers to the sums; each row's place is one warp's own.
+  struct scored {
+    float score;
+    std::uint32_t id;
+  };
+  WAVEKV_DEVICE static scored better(const scored& x, const scored& y) {
+    return y.score > x.score || (y.score == x.score && y.id < x.id) ? y : x;
+  }
+
+  // The best of a tile against the best before, which lies in shared memory to leave registers to the sums; each point's
+  // place is one warp's own. Of the eight points that a lane has sums of, it hands over half, then half of what is left,
+  // and so on, until eight lanes have agreed on eight points, one each.
   template <class Block>
   WAVEKV_DEVICE static void take_better(Block& b, unsigned first_cluster,
-                                        const float (&sums)[row_tiles][column_tiles][4],
+                                        const float (&sums)[cluster_tiles][point_tiles][4],
                                         const memory& shared) {
+    constexpr unsigned n_mine = 2 * point_tiles;
+    scored best[n_mine];
     WAVEKV_UNROLL
-    for (unsigned r = 0; r < row_tiles; ++r) {
+    for (unsigned p = 0; p < n_mine; ++p) {
+      best[p] = {-std::numeric_limits<float>::infinity(), 0};
       WAVEKV_UNROLL
-      for (unsigned h = 0; h < 2; ++h) {
-        float score = -std::numeric_limits<float>::infinity();
-        unsigned place = 0;
-        WAVEKV_UNROLL
-        for (unsigned c = 0; c < column_tiles;
-             ++c) {  // in order, so that the first of equals stays
-          WAVEKV_UNROLL
-          for (unsigned part = 0; part < 2; ++part) {
-            if (sums[r][c][2 * h + part] > score) {
-              score = sums[r][c][2 * h + part];
-              place = 8 * c + part;
-            }
-          }
-        }
-        std::uint32_t id = first_cluster + b.lane() % 4 * 2 + place;
-        WAVEKV_UNROLL
-        for (unsigned mask = 1; mask < 4; mask *= 2) {
-          const float other = b.shuffle_xor(score, mask);
-          const std::uint32_t other_id = b.shuffle_xor(id, mask);
-          if (other > score || (other == score && other_id < id)) {
-            score = other;
-            id = other_id;
-          }
-        }
-        if (b.lane() % 4 == 0) {
-          const unsigned at = b.warp() / warps_down * block_points +
-                              b.warp() % warps_down * warp_points + 16 * r + 8 * h + b.lane() / 4;
-          if (score > shared.scores[at]) {
-            shared.scores[at] = score;
-            shared.ids[at] = id;
-          }
+      for (unsigned c = 0; c < 2 * cluster_tiles;
+           ++c) {  // in order, so that the first of equals stays
+        const float score = sums[c / 2][p / 2][c % 2 * 2 + p % 2];
+        if (score > best[p].score) {
+          best[p] = {score, c / 2 * 16 + c % 2};
         }
       }
+      best[p].id += first_cluster + b.lane() / 4 * 2;
+    }
+    unsigned mine = 0;
+    WAVEKV_UNROLL
+    for (unsigned mask = warp_size / 2, n = n_mine / 2; n > 0; mask /= 2, n /= 2) {
+      const bool takes_upper = (b.lane() & mask) != 0;
+      mine += takes_upper ? n : 0;
+      WAVEKV_UNROLL
+      for (unsigned p = 0; p < n; ++p) {
+        const scored kept = takes_upper ? best[p + n] : best[p];
+        const scored sent = takes_upper ? best[p] : best[p + n];
+        const scored other{b.shuffle_xor(sent.score, mask), b.shuffle_xor(sent.id, mask)};
+        best[p] = better(kept, other);
+      }
+    }
+    const unsigned at = b.warp() / warps_down * block_points + b.warp() % warps_down * warp_points +
+                        mine / 2 * 8 + b.lane() % 4 * 2 + mine % 2;
+    if (best[0].score > shared.scores[at]) {
+      shared.scores[at] = best[0].score;
+      shared.ids[at] = best[0].id;
     }
   }
 };

@@ -11,9 +11,12 @@
 /// @file chunked_rows.cuh
 /// @brief Rows in pieces of eight elements, and products of rows on tensor cores.
 ///
-/// In shared memory rows lie by *chunks* of 32 elements: first the chunk of all rows, 64 bytes each, then the next chunk. What
-/// a lane wants of a 16 × 16 tile is then 16 bytes, and a warp's load is one run without bank conflicts or padding: the
-/// order of columns inside a chunk is that of the two operands alike, so that it need not be the one of the PTX manual.
+/// In shared memory rows lie by *chunks* of 32 elements, in one of two ways, so that what a lane wants is 16 bytes, a warp's
+/// load one run without bank conflicts, and the registers those that `multiply` takes, in their order:
+/// - *right* rows, the tile's columns: a chunk of all rows, 64 bytes each, as in memory;
+/// - *left* rows: sixteen rows of a chunk are 64 pieces of 16 bytes; word r of lane 4·i + j in half s of them is element pair
+///   8·j + 4·s + 2·(r / 2) of row 2·i + r % 2.
+/// The order of columns inside a chunk is the same for both, so that it need not be the one of the PTX manual.
 
 namespace wavekv::device::detail {
 
@@ -110,30 +113,79 @@ WAVEKV_DEVICE void split_eight(Block& b, const float (&x)[8], words4& high, word
   }
 }
 
-/// *warp*: adds the products of 16 · RowTiles rows with 8 · ColumnTiles others over one chunk of 32 elements:
-/// sums[r][c] += tile r of the rows · (tile c of the columns)ᵀ, laid out as b.multiply's d.
-/// @param rows, columns  a chunk's rows in shared memory, from the first that the warp multiplies
-template <unsigned RowTiles, unsigned ColumnTiles, class Block>
-WAVEKV_DEVICE void multiply_chunk(Block& b, const words4* rows, const words4* columns,
-                                  float (&sums)[RowTiles][ColumnTiles][4]) {
-  words4 upper[RowTiles];
-  words4 lower[RowTiles];
+/// Words of a chunk's left rows that a piece of eight elements is spread over.
+struct left_place {
+  unsigned
+      first;  // of the 16-byte words: those of the piece's first half; the second half's is 32 further
+  unsigned word;  // in each of them: that of the first pair; the second pair's is 2 further
+
+  /// @param row    among a chunk's rows
+  /// @param piece  of the chunk, 0 to 3
+  WAVEKV_DEVICE left_place(unsigned row, unsigned piece)
+      : first(row / 16 * 64 + row % 16 / 2 * 4 + piece), word(row % 2) {}
+};
+
+/// Puts a piece of a left row in its place; `chunk` is where the chunk's rows begin.
+WAVEKV_DEVICE void put_left(words4* chunk, const left_place& place, const words4& piece) {
   WAVEKV_UNROLL
-  for (unsigned r = 0; r < RowTiles; ++r) {
-    upper[r] = rows[64 * r + b.lane()];
-    lower[r] = rows[64 * r + 32 + b.lane()];
+  for (unsigned half = 0; half < 2; ++half) {
+    words4& to = chunk[place.first + 32 * half];
+    to.word[place.word] = piece.word[2 * half];
+    to.word[place.word + 2] = piece.word[2 * half + 1];
+  }
+}
+
+/// *warp*: adds the products of 16 · LeftTiles left rows with 8 · RightTiles right ones over one chunk of 32 elements. With
+/// lane 4·i + j, sums[l][r][2·h + p] is that of left row 16·l + 2·i + h and right row 8·r + 2·j + p.
+/// @param left, right  a chunk's rows in shared memory, from the first that the warp multiplies
+template <unsigned LeftTiles, unsigned RightTiles, class Block>
+WAVEKV_DEVICE void multiply_chunk(Block& b, const words4* left, const words4* right,
+                                  float (&sums)[LeftTiles][RightTiles][4]) {
+  words4 rows[RightTiles];
+  WAVEKV_UNROLL
+  for (unsigned r = 0; r < RightTiles; ++r) {
+    rows[r] = right[32 * r + b.lane()];
   }
   WAVEKV_UNROLL
-  for (unsigned c = 0; c < ColumnTiles; ++c) {
-    const words4 column = columns[32 * c + b.lane()];
+  for (unsigned l = 0; l < LeftTiles; ++l) {
+    const words4 halves[2] = {left[64 * l + b.lane()], left[64 * l + 32 + b.lane()]};
     WAVEKV_UNROLL
     for (unsigned half = 0; half < 2; ++half) {
-      const std::uint32_t right[2] = {column.word[2 * half], column.word[2 * half + 1]};
       WAVEKV_UNROLL
-      for (unsigned r = 0; r < RowTiles; ++r) {
-        const std::uint32_t left[4] = {upper[r].word[2 * half], lower[r].word[2 * half],
-                                       upper[r].word[2 * half + 1], lower[r].word[2 * half + 1]};
-        b.template multiply<bf16>(sums[r][c], left, right);
+      for (unsigned r = 0; r < RightTiles; ++r) {
+        const std::uint32_t column[2] = {rows[r].word[2 * half], rows[r].word[2 * half + 1]};
+        b.template multiply<bf16>(sums[l][r], halves[half].word, column);
+      }
+    }
+  }
+}
+
+/// *warp*: the same of rows that are sums of two, each split into bf16 and what that leaves: three of the four products.
+/// @param left_low, right_low  how far behind `left` and `right` what is left lies
+template <unsigned LeftTiles, unsigned RightTiles, class Block>
+WAVEKV_DEVICE void multiply_split_chunk(Block& b, const words4* left, unsigned left_low,
+                                        const words4* right, unsigned right_low,
+                                        float (&sums)[LeftTiles][RightTiles][4]) {
+  words4 high[RightTiles];
+  words4 low[RightTiles];
+  WAVEKV_UNROLL
+  for (unsigned r = 0; r < RightTiles; ++r) {
+    high[r] = right[32 * r + b.lane()];
+    low[r] = right[right_low + 32 * r + b.lane()];
+  }
+  WAVEKV_UNROLL
+  for (unsigned l = 0; l < LeftTiles; ++l) {
+    WAVEKV_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      const words4 row = left[64 * l + 32 * half + b.lane()];
+      const words4 rest = left[left_low + 64 * l + 32 * half + b.lane()];
+      WAVEKV_UNROLL
+      for (unsigned r = 0; r < RightTiles; ++r) {
+        const std::uint32_t column[2] = {high[r].word[2 * half], high[r].word[2 * half + 1]};
+        const std::uint32_t column_rest[2] = {low[r].word[2 * half], low[r].word[2 * half + 1]};
+        b.template multiply<bf16>(sums[l][r], row.word, column);
+        b.template multiply<bf16>(sums[l][r], row.word, column_rest);
+        b.template multiply<bf16>(sums[l][r], rest.word, column);
       }
     }
   }

@@ -21,7 +21,8 @@ namespace wavekv::device::detail {
 
 /// The factors of all jobs' metrics: rows of Lᵀ, as the products want them.
 struct metric_factors {
-  words4* high = nullptr;             // [n_jobs, n_rows(key_dim), padded(key_dim)] bf16
+  words4* high =
+      nullptr;  // [n_jobs, n_rows(key_dim) / tile, chunks, tile] bf16, left rows (see chunked_rows.cuh)
   words4* low = nullptr;              // what that leaves
   std::uint32_t* is_known = nullptr;  // [n_jobs]; if not, L is the identity and not written
 
@@ -110,22 +111,16 @@ struct factorize_metrics {
     return i * (2 * dim - i - 1) / 2 + j;
   }
 
+  // Each row is taken off those below it, over its pivot; rows are divided by the pivots' roots when they are written, so
+  // that a step needs one meeting only.
   template <class Block>
   WAVEKV_DEVICE static void eliminate(Block& b, unsigned dim, float* upper) {
     for (unsigned k = 0; k < dim; ++k) {
-      float* const row = upper + place(dim, k, 0);
-      const float square = row[k];
-      // The ridge keeps pivots near or above a half; the floor only guards against rounding.
-      const float pivot = std::sqrt(square > 1e-3F ? square : 1e-3F);
-      const float inverse = 1.0F / pivot;
-      b.sync();
-      for (unsigned j = k + b.thread(); j < dim; j += n_threads) {
-        row[j] = j == k ? pivot : row[j] * inverse;
-      }
-      b.sync();
+      const float* const row = upper + place(dim, k, 0);
+      const float inverse = 1.0F / pivot(row[k]);
       for (unsigned i = k + 1 + b.warp(); i < dim; i += b.n_warps()) {
         float* const rest = upper + place(dim, i, 0);
-        const float element = row[i];
+        const float element = row[i] * inverse;
         for (unsigned j = i + b.lane(); j < dim; j += warp_size) {
           rest[j] -= element * row[j];
         }
@@ -133,21 +128,33 @@ struct factorize_metrics {
       b.sync();
     }
   }
+  // The ridge keeps pivots near or above a half; the floor only guards against rounding.
+  WAVEKV_DEVICE static float pivot(float square) { return square > 1e-3F ? square : 1e-3F; }
 
   template <class Block>
   WAVEKV_DEVICE void write(Block& b, unsigned job, unsigned dim, const float* upper) const {
+    constexpr unsigned tile = metric_factors::tile;
     const unsigned n_pieces = metric_factors::n_pieces(dim);
     const std::size_t n = metric_factors::n_words(dim);
     for (unsigned at = b.thread(); at < n; at += n_threads) {
       const unsigned i = at / n_pieces;
       const unsigned first = at % n_pieces * 8;
+      const float scale = i < dim ? 1.0F / std::sqrt(pivot(upper[place(dim, i, i)])) : 0.0F;
       float x[8];
       WAVEKV_UNROLL
       for (unsigned e = 0; e < 8; ++e) {
         const unsigned j = first + e;
-        x[e] = i <= j && j < dim ? upper[place(dim, i, j)] : 0.0F;
+        x[e] = i <= j && j < dim ? upper[place(dim, i, j)] * scale : 0.0F;
       }
-      split_eight(b, x, factors.high[job * n + at], factors.low[job * n + at]);
+      words4 high;
+      words4 low;
+      split_eight(b, x, high, low);
+      const std::size_t chunk =
+          job * n + (std::size_t{i / tile} * (n_pieces / chunk_words) + first / chunk_dim) * tile *
+                        chunk_words;
+      const left_place to(i % tile, first % chunk_dim / 8);
+      put_left(factors.high + chunk, to, high);
+      put_left(factors.low + chunk, to, low);
     }
   }
 };
@@ -172,18 +179,18 @@ struct row_transform {
     return shared;
   }
 
-  static constexpr unsigned row_tiles = 2;
-  static constexpr unsigned column_tiles = 4;
-  static constexpr unsigned warp_rows = 16 * row_tiles;
-  static constexpr unsigned warp_columns = 8 * column_tiles;
+  static constexpr unsigned row_tiles = 4;
+  static constexpr unsigned column_tiles = 2;
+  static constexpr unsigned warp_rows = 8 * row_tiles;
+  static constexpr unsigned warp_columns = 16 * column_tiles;
 
-  /// The block's row that is tile r, half h of a lane.
+  /// The block's row that a lane has in tile r, part p.
   template <class Block>
-  WAVEKV_DEVICE static unsigned row_of(Block& b, unsigned r, unsigned h) {
-    return b.warp() % 2 * warp_rows + 16 * r + 8 * h + b.lane() / 4;
+  WAVEKV_DEVICE static unsigned row_of(Block& b, unsigned r, unsigned p) {
+    return b.warp() % 2 * warp_rows + 8 * r + b.lane() % 4 * 2 + p;
   }
 
-  /// Calls emit(r, h, column, x, y) for elements column and column + 1 of row row_of(r, h) of Lᵀ·(the deviation · scale);
+  /// Calls emit(r, p, column, x, y) for elements column and column + 1 of row row_of(r, p) of Lᵀ·(the deviation · scale);
   /// columns past key_dim come too, and are zero. The metric is known.
   template <class Deviations, class Block, class Emit>
   WAVEKV_DEVICE static void run(Block& b, const memory& shared, const Deviations& rows,
@@ -198,7 +205,7 @@ struct row_transform {
     split_rows(b, shared, rows, job, first_row, key_dim, scale);
     unsigned slot = 0;
     for (unsigned tile = 0; tile < n_tiles; ++tile) {
-      float sums[row_tiles][column_tiles][4] = {};
+      float sums[column_tiles][row_tiles][4] = {};
       // Lᵀ is zero left of its diagonal.
       for (unsigned chunk = first_chunk(tile); chunk < n_chunks; ++chunk) {
         b.template wait_copies<0>();
@@ -213,21 +220,20 @@ struct row_transform {
         const unsigned rows_at = chunk * chunk_stride + b.warp() % 2 * warp_rows * chunk_words;
         const words4* const columns =
             shared.factors + slot * 2 * tile_words + b.warp() / 2 * warp_columns * chunk_words;
-        multiply_chunk<row_tiles, column_tiles>(b, shared.high + rows_at, columns, sums);
-        multiply_chunk<row_tiles, column_tiles>(b, shared.high + rows_at, columns + tile_words,
-                                                sums);
-        multiply_chunk<row_tiles, column_tiles>(b, shared.low + rows_at, columns, sums);
+        multiply_split_chunk<column_tiles, row_tiles>(
+            b, columns, tile_words, shared.high + rows_at,
+            static_cast<unsigned>(shared.low - shared.high), sums);
         slot = 1 - slot;
       }
       const unsigned first_column =
-          tile * metric_factors::tile + b.warp() / 2 * warp_columns + b.lane() % 4 * 2;
+          tile * metric_factors::tile + b.warp() / 2 * warp_columns + b.lane() / 4 * 2;
       WAVEKV_UNROLL
-      for (unsigned r = 0; r < row_tiles; ++r) {
+      for (unsigned c = 0; c < column_tiles; ++c) {
         WAVEKV_UNROLL
-        for (unsigned h = 0; h < 2; ++h) {
+        for (unsigned r = 0; r < row_tiles; ++r) {
           WAVEKV_UNROLL
-          for (unsigned c = 0; c < column_tiles; ++c) {
-            emit(r, h, first_column + 8 * c, sums[r][c][2 * h], sums[r][c][2 * h + 1]);
+          for (unsigned p = 0; p < 2; ++p) {
+            emit(r, p, first_column + 16 * c, sums[c][r][p], sums[c][r][2 + p]);
           }
         }
       }
@@ -246,12 +252,10 @@ struct row_transform {
   WAVEKV_DEVICE static void load_factors(Block& b, const words4* high, const words4* low,
                                          unsigned n_chunks, unsigned tile, unsigned chunk,
                                          words4* to) {
+    const std::size_t from = (std::size_t{tile} * n_chunks + chunk) * tile_words;
     for (unsigned at = b.thread(); at < tile_words; at += n_threads) {
-      const std::size_t from =
-          std::size_t{tile * metric_factors::tile + at / chunk_words} * n_chunks * chunk_words +
-          chunk * chunk_words + at % chunk_words;
-      b.copy_async16(to + at, high + from);
-      b.copy_async16(to + tile_words + at, low + from);
+      b.copy_async16(to + at, high + from + at);
+      b.copy_async16(to + tile_words + at, low + from + at);
     }
     b.commit_copies();
   }
@@ -317,16 +321,18 @@ struct row_squares {
     float mine[row_transform::row_tiles][2] = {};
     row_transform::run(
         b, shared, rows, factors, job, first_row, key_dim, scale,
-        [&](unsigned r, unsigned h, unsigned, float x, float y) { mine[r][h] += x * x + y * y; });
+        [&](unsigned r, unsigned p, unsigned, float x, float y) { mine[r][p] += x * x + y * y; });
     WAVEKV_UNROLL
     for (unsigned r = 0; r < row_transform::row_tiles; ++r) {
       WAVEKV_UNROLL
-      for (unsigned h = 0; h < 2; ++h) {
-        mine[r][h] += b.shuffle_xor(mine[r][h], 1);
-        mine[r][h] += b.shuffle_xor(mine[r][h], 2);
-        if (b.lane() % 4 == 0) {
-          halves[b.warp() / 2 * row_transform::block_rows + row_transform::row_of(b, r, h)] =
-              mine[r][h];
+      for (unsigned p = 0; p < 2; ++p) {
+        WAVEKV_UNROLL
+        for (unsigned mask = 4; mask < warp_size; mask *= 2) {
+          mine[r][p] += b.shuffle_xor(mine[r][p], mask);
+        }
+        if (b.lane() < 4) {
+          halves[b.warp() / 2 * row_transform::block_rows + row_transform::row_of(b, r, p)] =
+              mine[r][p];
         }
       }
     }

@@ -18,7 +18,7 @@ namespace wavekv::device::detail {
 
 /// What is known of a job's rows as a whole.
 struct row_moments {
-  double* partial_sums = nullptr;  // [n_jobs, n_tiles, width] of 256 rows each
+  double* partial_sums = nullptr;  // [n_jobs, n_tiles, width] of 128 rows each
   float* means = nullptr;          // [n_jobs, width]
   std::uint32_t* largest =
       nullptr;  // [n_jobs, 2] bits of the largest magnitude among keys, values; zero to begin with
@@ -28,7 +28,7 @@ struct row_moments {
   float* spreads = nullptr;        // [n_jobs, 2] roots of the total variances, scaled
   unsigned stride = 0;             // most rows
 
-  static constexpr unsigned tile_rows = 256;
+  static constexpr unsigned tile_rows = 128;
   WAVEKV_HOST_DEVICE unsigned n_tiles() const { return (stride + tile_rows - 1) / tile_rows; }
 };
 
@@ -43,7 +43,7 @@ WAVEKV_DEVICE float safe_scale_of(std::uint32_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(127 + in_range) << 23U);
 }
 
-/// Kernel: sums of columns over 256 rows, and largest magnitudes. Grid: (n_tiles, n_jobs).
+/// Kernel: sums of columns over 128 rows, and largest magnitudes. Grid: (n_tiles, n_jobs).
 template <class Rows>
 struct sum_columns {
   static constexpr unsigned n_threads = 256;
@@ -105,38 +105,45 @@ struct sum_columns {
   }
 };
 
-/// Kernel: means from the tiles' sums; where wanted, the scales. Grid: (ceil(width / 128), n_jobs).
+/// Kernel: means from the tiles' sums; where wanted, the scales. Grid: (ceil(width / 32), n_jobs).
 template <class Rows>
 struct finish_means {
-  static constexpr unsigned n_threads = 128;
+  static constexpr unsigned n_threads = 256;
   static constexpr bool overlaps = true;
   Rows rows;
   row_moments moments;
   unsigned width = 0;
   bool wants_scales = false;
 
-  std::size_t shared_bytes() const { return 0; }
+  std::size_t shared_bytes() const { return n_threads * sizeof(double); }
 
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
     b.release_next();
     const unsigned job = b.block_y();
-    const unsigned column = b.block_x() * n_threads + b.thread();
+    const unsigned column = b.block_x() * warp_size + b.lane();
     if (wants_scales && b.block_x() == 0 && b.thread() < 2) {
       const unsigned at = 2 * job + b.thread();
       moments.safe_scales[at] = safe_scale_of(moments.largest[at]);
     }
-    if (column >= width) {
-      return;
-    }
+    // A lane a column, a warp every eighth tile.
+    auto* const of_warps = reinterpret_cast<double*>(b.shared());
     const double* const sums =
         moments.partial_sums + std::size_t{job} * moments.n_tiles() * width + column;
     double sum = 0.0;
-    for (unsigned tile = 0; tile < moments.n_tiles(); ++tile) {
+    for (unsigned tile = b.warp(); tile < moments.n_tiles() && column < width;
+         tile += b.n_warps()) {
       sum += sums[std::size_t{tile} * width];
     }
-    moments.means[std::size_t{job} * width + column] = static_cast<float>(sum / rows.n(job));
+    of_warps[b.thread()] = sum;
+    b.sync();
+    if (b.warp() == 0 && column < width) {
+      for (unsigned w = 1; w < b.n_warps(); ++w) {
+        sum += of_warps[w * warp_size + b.lane()];
+      }
+      moments.means[std::size_t{job} * width + column] = static_cast<float>(sum / rows.n(job));
+    }
   }
 };
 
@@ -225,7 +232,7 @@ void measure_rows(Runtime& runtime, typename Runtime::stream_type stream,
                   const row_moments& moments, bool wants_scales) {
   runtime.launch(stream, grid{moments.n_tiles(), n_jobs},
                  sum_columns<Rows>{rows, moments, batch.key_dim, batch.width, wants_scales});
-  runtime.launch(stream, grid{(batch.width + 127) / 128, n_jobs},
+  runtime.launch(stream, grid{(batch.width + 31) / 32, n_jobs},
                  finish_means<Rows>{rows, moments, batch.width, wants_scales});
   runtime.launch(stream, grid{(moments.stride + 7) / 8, n_jobs},
                  square_values<Rows>{{rows, moments.means, batch.width}, moments, batch.key_dim});

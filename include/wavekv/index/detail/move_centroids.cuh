@@ -125,7 +125,6 @@ struct move_centroids {
     const unsigned job = b.block_y();
     const unsigned n_pieces = from.n_pieces();
     const std::size_t place = std::size_t{job} * to.n_padded() + cluster;
-    words4* const centroid = to.centroids + place * n_pieces;
     const unsigned n_points = from.n(job);
     // A seed, or where an empty cluster begins anew.
     std::uint32_t single = FromSeeds && cluster < to.n_clusters && n_points > to.n_clusters
@@ -133,9 +132,7 @@ struct move_centroids {
                                : cluster_set::nowhere;
     if (cluster >= to.n_clusters || (FromSeeds && single == cluster_set::nowhere)) {
       if (FromSeeds) {  // nothing to begin with
-        for (unsigned piece = b.thread(); piece < n_pieces; piece += b.n_threads()) {
-          centroid[piece] = words4{};
-        }
+        put(job, cluster, b.thread(), words4{});
         if (b.thread() == 0) {
           to.biases[place] = -std::numeric_limits<float>::infinity();
         }
@@ -181,15 +178,23 @@ struct move_centroids {
     const float bias = Kind == wavekv::detail::lloyd_kind::spherical
                            ? to_direction(b, job, static_cast<float>(n), mine, of_warps)
                            : to_mean(b, static_cast<float>(n), mine, of_warps);
-    if (b.thread() < n_pieces) {
-      centroid[b.thread()] = pack_eight(b, mine);
-    }
+    put(job, cluster, b.thread(), pack_eight(b, mine));
     if (b.thread() == 0) {
       to.biases[place] = bias;
     }
   }
 
  private:
+  WAVEKV_DEVICE void put(unsigned job, unsigned cluster, unsigned piece,
+                         const words4& packed) const {
+    const unsigned n_chunks = from.dim / chunk_dim;
+    if (piece < n_chunks * chunk_words) {
+      words4* const chunk = to.tile_of(job, cluster, n_chunks) +
+                            std::size_t{piece / chunk_words} * cluster_set::tile * chunk_words;
+      put_left(chunk, left_place(cluster % cluster_set::tile, piece % chunk_words), packed);
+    }
+  }
+
   // The bias is that of the centroid as it is stored, so that points compare true distances to it.
   template <class Block>
   WAVEKV_DEVICE static float to_mean(Block& b, float n, float (&mine)[8], float* of_warps) {

@@ -55,9 +55,10 @@ struct point_set {
 
 /// The clusters of all jobs. Points sort by *bucket*: a job's clusters, and one more for points that do not exist.
 struct cluster_set {
-  unsigned n_clusters = 1;      ///< of a job, at most
-  words4* centroids = nullptr;  ///< [n_jobs, n_padded(), dim] bf16
-  float* biases = nullptr;      ///< [n_jobs, n_padded()]
+  unsigned n_clusters = 1;  ///< of a job, at most
+  words4* centroids =
+      nullptr;  ///< [n_jobs, n_padded() / tile, dim / 32, tile] bf16, left rows (see chunked_rows.cuh)
+  float* biases = nullptr;  ///< [n_jobs, n_padded()]
   std::uint32_t* buckets =
       nullptr;  ///< [n_jobs, capacity of the points] job · (n_clusters + 1) + cluster
   bool has_narrow_buckets = false;  ///< they are 16-bit: half as many passes of a radix sort
@@ -88,6 +89,11 @@ struct cluster_set {
     } else {
       buckets[at] = bucket;
     }
+  }
+  /// Where a cluster's tile begins among the centroids, with dim / 32 chunks.
+  WAVEKV_DEVICE words4* tile_of(unsigned job, unsigned cluster, unsigned n_chunks) const {
+    return centroids +
+           (std::size_t{job} * n_padded() + cluster / tile * tile) * n_chunks * chunk_words;
   }
   WAVEKV_DEVICE std::size_t place(unsigned job, unsigned cluster) const {
     return std::size_t{job} * n_clusters + cluster;

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// expected-error: (no matching (member )?function|cannot convert|could not convert|no viable conversion)
+#include <wavekv/cache/kv_cache.hpp>
+#include <wavekv/cuda/device_view.hpp>
+
+#ifdef WAVEKV_COMPILE_PASS
+using view = wavekv::tensor_view<float, 3>;
+#else
+using view = wavekv::device_view<float, 3>;
+#endif
+
+void attend(wavekv::kv_cache<>& in, wavekv::sequence_id sequence,
+            wavekv::tensor_view<const float, 3> queries, view out) {
+  in.attend(sequence, 0, queries, out);
+}
