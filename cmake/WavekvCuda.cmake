@@ -4,9 +4,19 @@
 # its own because enable_language must be called outside a function.
 
 # Real code for the A100's and the H100's families, PTX for what comes after.
+set(wavekv_cuda_default_architectures FALSE)
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES "80-real;90")
+  set(wavekv_cuda_default_architectures TRUE)
 endif()
+
+# wavekv_compile_to_ptx(<target>): PTX alone, where no architectures were asked for. For programs of kernels that
+# tests/cuda/compiled hands to ptxas anyway: nobody runs them but the scripts that build for the card that is there.
+function(wavekv_compile_to_ptx target)
+  if(wavekv_cuda_default_architectures)
+    set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90-virtual)
+  endif()
+endfunction()
 
 # The host half of a .cu file and the .cpp files it is linked with are better off with one compiler. Where nvcc does not
 # take it (a g++ newer than it knows), or it is a clang, nvcc's own choice stands.

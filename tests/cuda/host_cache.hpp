@@ -52,9 +52,9 @@ class host_cache {
   template <class K, class V, class Q = const K>
   void append(wavekv::sequence_id sequence, std::size_t layer, wavekv::tensor_view<K, 3> keys,
               wavekv::tensor_view<V, 3> values, wavekv::tensor_view<Q, 3> queries = {}) {
-    const copied k(*this, keys);
-    const copied v(*this, values);
-    const copied q(*this, queries);
+    const auto k = copy_of(keys);
+    const auto v = copy_of(values);
+    const auto q = copy_of(queries);
     cache_.append(sequence, layer, k.view(), v.view(), q.view());
     (void)cache_.collect();  // throws what the device saw
   }
@@ -63,10 +63,10 @@ class host_cache {
   wavekv::step_stats attend(std::span<const wavekv::query_run> batch, std::size_t layer,
                             wavekv::tensor_view<T, 3> queries, wavekv::tensor_view<U, 3> out,
                             const More&... more) {
-    const copied q(*this, queries);
-    const copied o(*this, out);
+    const auto q = copy_of(queries);
+    const auto o = copy_of(out);
     const wavekv::tensor_view<float, 2> lse = find_lse(more...);
-    const copied l(*this, lse);
+    const auto l = copy_of(lse);
     call(batch, layer, q.view(), o.view(), l.view(), more...);
     return finish(o, out, l, lse);
   }
@@ -83,10 +83,10 @@ class host_cache {
   wavekv::step_stats attend_partial(std::span<const wavekv::query_run> batch, std::size_t layer,
                                     wavekv::tensor_view<T, 3> queries,
                                     const wavekv::partial_output& out, const Bound&... bound) {
-    const copied q(*this, queries);
-    const copied max(*this, out.max);
-    const copied denominator(*this, out.denominator);
-    const copied numerator(*this, out.numerator);
+    const auto q = copy_of(queries);
+    const auto max = copy_of(out.max);
+    const auto denominator = copy_of(out.denominator);
+    const auto numerator = copy_of(out.numerator);
     cache_.attend_partial(batch, layer, q.view(),
                           {max.view(), denominator.view(), numerator.view()}, bound...);
     max.out_to(out.max);
@@ -100,11 +100,11 @@ class host_cache {
                              wavekv::tensor_view<Q, 3> queries, wavekv::tensor_view<K, 3> keys,
                              wavekv::tensor_view<V, 3> values, wavekv::tensor_view<U, 3> out,
                              wavekv::tensor_view<float, 2> lse = {}) {
-    const copied q(*this, queries);
-    const copied k(*this, keys);
-    const copied v(*this, values);
-    const copied o(*this, out);
-    const copied l(*this, lse);
+    const auto q = copy_of(queries);
+    const auto k = copy_of(keys);
+    const auto v = copy_of(values);
+    const auto o = copy_of(out);
+    const auto l = copy_of(lse);
     cache_.prefill(sequence, layer, q.view(), k.view(), v.view(), o.view(), l.view());
     return finish(o, out, l, lse);
   }
@@ -148,7 +148,9 @@ class host_cache {
     element* data_ = nullptr;
   };
   template <class T, std::size_t Rank>
-  copied(host_cache&, wavekv::tensor_view<T, Rank>) -> copied<T, Rank>;
+  copied<T, Rank> copy_of(const wavekv::tensor_view<T, Rank>& host) {
+    return copied<T, Rank>(*this, host);
+  }
 
   static wavekv::tensor_view<float, 2> find_lse() { return {}; }
   template <class First, class... More>

@@ -88,7 +88,8 @@ struct device_partial_output {
 ///
 /// Before it is destroyed, the streams that used it have come to their end: it cannot know them.
 ///
-/// Memory: through options().runtime, in stream order. When there is none left a call throws cuda_error and the cache is as
+/// Memory: through options().runtime, in stream order; before the cache goes, what streams still do with it has to be over
+/// (synchronize). When there is none left a call throws cuda_error and the cache is as
 /// before it. Threads: as on the CPU.
 /// @tparam Scalar   how K and V are stored: bf16, f16 or float
 /// @tparam Index    a wave_index whose clusterer and bound have a device form

@@ -69,6 +69,7 @@ struct check_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned number = b.block_y();
     const search_view<T> search(space, number);
     if (search.state->done != 0) {
@@ -90,7 +91,6 @@ struct check_kernel {
         search.state->done = 1;
       }
     }
-    b.release_next();
   }
 
  private:

@@ -18,6 +18,8 @@
 ///
 /// A search is shared by n_splits blocks: block (x, y) is the x-th of search y. Their warps take tiles of sixteen rows in
 /// turn; a row list has eight a run, so that clusters of any size fill tiles well.
+///
+/// Each releases the next as soon as the one before is done: blocks of the next then wait where those of this have ended.
 
 namespace wavekv::device {
 
@@ -36,6 +38,7 @@ struct score_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned number = b.block_y();
     const search_view<T> search(space, number);
     if (search.state->done != 0) {
@@ -66,7 +69,6 @@ struct score_kernel {
       }
       plan_level(b, space, bound, number, top, memory.heads, memory.plan);
     }
-    b.release_next();
   }
 
  private:
@@ -109,6 +111,7 @@ struct replan_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned number = b.block_y();
     const search_view<T> search(space, number);
     if (search.state->done != 0) {
@@ -124,7 +127,6 @@ struct replan_kernel {
       b.atomic_add(&space.report->rounds, 1ULL);
     }
     plan_level(b, space, bound, number, space.shape.n_levels - 1, memory.heads, memory.plan, true);
-    b.release_next();
   }
 
  private:
@@ -157,6 +159,7 @@ struct descend_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned number = b.block_y();
     const search_view<T> search(space, number);
     if (search.state->done != 0) {
@@ -182,7 +185,6 @@ struct descend_kernel {
     if (last) {
       plan_level(b, space, bound, number, level - 1, memory.heads, memory.plan);
     }
-    b.release_next();
   }
 };
 
@@ -202,6 +204,7 @@ struct read_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned number = b.block_y();
     const search_view<T> search(space, number);
     if (search.state->done != 0) {
@@ -230,7 +233,6 @@ struct read_kernel {
       add_tilts(b, search);
       write_answer(b, search, number / space.shape.n_kv_heads, answer);
     }
-    b.release_next();
   }
 };
 
@@ -251,6 +253,7 @@ struct read_all_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned number = b.block_y();
     const search_view<T> search(space, number);
     if (search.state->done != 0) {
@@ -291,7 +294,6 @@ struct read_all_kernel {
       }
       write_answer(b, search, number / space.shape.n_kv_heads, answer);
     }
-    b.release_next();
   }
 
  private:

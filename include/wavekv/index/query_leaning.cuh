@@ -92,6 +92,7 @@ struct lean_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned level = b.block_x();
     const unsigned number = b.block_y();
     shared_arena arena(b.shared());
@@ -107,7 +108,6 @@ struct lean_kernel {
       begin(b, memory, place, number, head);
     }
     lean(b, memory, *place.layer, head, number, level);
-    b.release_next();
   }
 
  private:
