@@ -172,7 +172,8 @@ static_assert(thread_block<hardware_block>);
 
 /// @brief The __global__ function of a kernel.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::n_threads)
+__global__ void __launch_bounds__(Kernel::n_threads,
+                                  1)  // 1: without it ptxas spills to make room for a second block
     run_kernel(const __grid_constant__ Kernel kernel) {
   extern __shared__ __align__(16) std::byte shared[];
   hardware_block block(shared);
