@@ -72,6 +72,8 @@ class hardware_block {
   }
 
   __device__ __forceinline__ words4 load16(const void* global) const {
+    __builtin_assume(__isGlobal(
+        global));  // rows are found through pointers in memory, of which nvcc knows nothing
     const uint4 loaded = *static_cast<const uint4*>(
         global);  // not .nc: an earlier launch may write until await_previous
     return {{loaded.x, loaded.y, loaded.z, loaded.w}};
