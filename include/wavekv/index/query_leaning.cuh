@@ -219,7 +219,8 @@ struct lean_kernel {
     for (unsigned at = b.thread(); at < parts * width; at += n_threads) {
       const unsigned part = at / width;
       const unsigned column = at % width;
-      const float* const products = layer.learnt.products + matrix * shape.key_dim * width + column;
+      const float* const products =
+          known ? layer.learnt.products + matrix * shape.key_dim * width + column : nullptr;
       for (unsigned g = 0; g < group; g += 4) {
         float sums[4] = {};
         for (unsigned i = part; known && i < shape.key_dim; i += parts) {
