@@ -204,7 +204,7 @@ class zone_planner {
       plan_on_device(b, bound, nodes, columns_.zones, memory_);
     } else {
       static_assert(plans_on_device<Bound, Block>,
-                    "wavekv: the estimation bound (Bound, named above) has no plan_on_device; see "
+                    "wavekv: Bound, the estimation bound, has no plan_on_device; see "
                     "<wavekv/index/frontier.cuh>. The library's own bounds have theirs in "
                     "<wavekv/index/bounds/*.cuh>");
     }
