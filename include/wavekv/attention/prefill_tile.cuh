@@ -218,22 +218,7 @@ WAVEKV_DEVICE void read_eight(Block& b, const words4* from,
       words[0][i] = low.word[i];
     }
   } else {
-    const words4 high = from[1];
-    WAVEKV_UNROLL
-    for (unsigned i = 0; i < 4; ++i) {
-      const words4& of = i < 2 ? low : high;
-      float x = std::bit_cast<float>(of.word[i % 2 * 2]);
-      float y = std::bit_cast<float>(of.word[i % 2 * 2 + 1]);
-      WAVEKV_UNROLL
-      for (unsigned t = 0; t < tile_scalar<T>::n_terms; ++t) {
-        words[t][i] = b.template pack<bf16>(x, y);
-        float seen_x = 0.0F;
-        float seen_y = 0.0F;
-        b.template unpack<bf16>(words[t][i], seen_x, seen_y);
-        x -= seen_x;
-        y -= seen_y;
-      }
-    }
+    split_eight(b, low, from[1], words);
   }
 }
 

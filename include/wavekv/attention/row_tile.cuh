@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -45,6 +46,27 @@ inline constexpr float weight_scale<f16> = 0x1p14F;
 
 namespace detail {
 
+/// Eight floats as operands that add up to them: term t in words[t].
+template <class Block, unsigned NTerms>
+WAVEKV_DEVICE void split_eight(Block& b, const words4& low, const words4& high,
+                               std::uint32_t (&words)[NTerms][4]) {
+  WAVEKV_UNROLL
+  for (unsigned i = 0; i < 4; ++i) {
+    const words4& of = i < 2 ? low : high;
+    float x = std::bit_cast<float>(of.word[i % 2 * 2]);
+    float y = std::bit_cast<float>(of.word[i % 2 * 2 + 1]);
+    WAVEKV_UNROLL
+    for (unsigned t = 0; t < NTerms; ++t) {
+      words[t][i] = b.template pack<bf16>(x, y);
+      float seen_x = 0.0F;
+      float seen_y = 0.0F;
+      b.template unpack<bf16>(words[t][i], seen_x, seen_y);
+      x -= seen_x;
+      y -= seen_y;
+    }
+  }
+}
+
 /// Eight elements of a row as operands: term t in words[t].
 template <scalar T, class Block>
 WAVEKV_DEVICE void load_eight(Block& b, const T* from,
@@ -56,21 +78,7 @@ WAVEKV_DEVICE void load_eight(Block& b, const T* from,
       words[0][i] = loaded.word[i];
     }
   } else {
-    const words4 loaded[2] = {b.load16(from), b.load16(from + 4)};
-    WAVEKV_UNROLL
-    for (unsigned i = 0; i < 4; ++i) {
-      float x = std::bit_cast<float>(loaded[i / 2].word[i % 2 * 2]);
-      float y = std::bit_cast<float>(loaded[i / 2].word[i % 2 * 2 + 1]);
-      WAVEKV_UNROLL
-      for (unsigned t = 0; t < tile_scalar<T>::n_terms; ++t) {
-        words[t][i] = b.template pack<bf16>(x, y);
-        float seen_x = 0.0F;
-        float seen_y = 0.0F;
-        b.template unpack<bf16>(words[t][i], seen_x, seen_y);
-        x -= seen_x;
-        y -= seen_y;
-      }
-    }
+    split_eight(b, b.load16(from), b.load16(from + 4), words);
   }
 }
 

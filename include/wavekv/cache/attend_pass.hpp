@@ -11,6 +11,7 @@
 #include <wavekv/attention/partial_softmax.hpp>
 #include <wavekv/cache/checks.hpp>
 #include <wavekv/cache/layer_state.hpp>
+#include <wavekv/cache/query_run.hpp>
 #include <wavekv/cache/statistics.hpp>
 #include <wavekv/core/errors.hpp>
 #include <wavekv/core/geometry.hpp>
@@ -23,13 +24,6 @@
 /// @brief One attend of a ragged batch: queries become searches, and their answers go to whom they belong.
 
 namespace wavekv {
-
-/// @brief One sequence's part of an attend: how many query tokens it has in the call.
-struct query_run {
-  sequence_id sequence;
-  /// the last one sits at the sequence's newest token, the others before it
-  std::size_t n_queries = 1;
-};
 
 /// @brief Lists the searches of a batch, one per (query token, KV head), and runs them; kept from step to step for its
 /// memory.
@@ -71,6 +65,8 @@ class attend_pass {
   /// @brief Adds the searches of the next run of queries.
   /// @throw shape_error when a query lies before what is sealed; std::bad_alloc
   void add(const settings& fixed, const query_run& run, const layer_type& state) {
+    detail::check_query_places(run, state.length(), state.tail.size(), !state.segments.empty(),
+                               fixed.window_tokens);
     for (std::size_t i = 0; i < run.n_queries; ++i) {
       add_query(fixed, run, state, i);
     }
@@ -118,17 +114,6 @@ class attend_pass {
     const geometry& sizes = fixed.sizes;
     const std::size_t behind = run.n_queries - 1 - i;  // tokens that came after this query's own
     const std::size_t length = state.length();
-    // A sealed segment shows all of its tokens or none, so that what a query must not see has to lie in the tail
-    // (after a truncation it may hold less than the window).
-    if (behind != 0 &&
-        (behind >= length || (!state.segments.empty() &&
-                              (behind >= fixed.window_tokens || behind > state.tail.size())))) {
-      throw shape_error(detail::message(
-          "attend: ", run.n_queries, " queries for sequence ", run.sequence, " of ", length,
-          " tokens, ", state.tail.size(),
-          " of them not sealed; allowed: at most window_tokens, which is ", fixed.window_tokens,
-          ", at most one per token, and one more than is not sealed"));
-    }
     const std::size_t visible = length - behind;
     const std::size_t before_tail = length - state.tail.size();
     typename runner_type::request request;

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include <wavekv/core/errors.hpp>
+#include <wavekv/core/geometry.hpp>
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/core/tensor_view.hpp>
 #include <wavekv/cpu/simd.hpp>
@@ -43,6 +44,34 @@ void check_optional_shape(std::string_view name, const tensor_view<T, 2, Space>&
     throw shape_error(message(name, " is [", view.extent(0), ", ", view.extent(1), "]; allowed: [",
                               n_tokens, ", ", n_heads, "] or no view at all"));
   }
+}
+
+/// @brief Checks the number of a layer.  @throw shape_error
+inline void check_layer(std::size_t layer, std::size_t n_layers) {
+  if (layer >= n_layers) {
+    throw shape_error(message("layer is ", layer, "; allowed: 0 to ", n_layers - 1));
+  }
+}
+
+/// @brief Checks that n tokens may be appended to a layer of this length.  @throw capacity_error
+inline void check_room(std::size_t n, std::size_t length, std::size_t max_tokens) {
+  if (n > max_tokens - length) {
+    throw capacity_error(message("append of ", n, " tokens to ", length, "; allowed: ", max_tokens,
+                                 " in all (cache_options::max_tokens)"));
+  }
+}
+
+/// @brief Checks where an attend_partial of n queries writes.
+/// @tparam Output  partial_output or device_partial_output
+/// @throw shape_error
+template <class Output>
+void check_partial_output(const Output& out, std::size_t n, const geometry& sizes) {
+  check_shape("numerator", out.numerator, n, sizes.n_query_heads, sizes.value_dim);
+  if (out.max.empty() || out.denominator.empty()) {
+    throw shape_error("max or denominator has no memory; allowed: [n_queries, n_query_heads] each");
+  }
+  check_optional_shape("max", out.max, n, sizes.n_query_heads);
+  check_optional_shape("denominator", out.denominator, n, sizes.n_query_heads);
 }
 
 /// @brief Checks that every element is finite.  @throw value_error naming the first that is not, and its place

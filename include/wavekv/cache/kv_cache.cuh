@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -22,6 +23,7 @@
 #include <wavekv/cache/kv_cache.hpp>
 #include <wavekv/cache/layer_transfer.cuh>
 #include <wavekv/cache/layer_writer.cuh>
+#include <wavekv/cache/query_run.hpp>
 #include <wavekv/cache/saved_sequence.hpp>
 #include <wavekv/cache/sequence_table.hpp>
 #include <wavekv/cache/statistics.hpp>
@@ -30,7 +32,6 @@
 #include <wavekv/cuda/backend.hpp>
 #include <wavekv/cuda/device_view.hpp>
 #include <wavekv/file/fingerprint.hpp>
-#include <wavekv/file/sequence_file.hpp>
 #include <wavekv/index/bounds/error_bound.cuh>
 #include <wavekv/index/bounds/fixed_budget.cuh>
 #include <wavekv/index/bounds/verified_bound.cuh>
@@ -83,14 +84,12 @@ struct device_partial_output {
 ///   `stats` and `synchronize`. Calls that use the same sequence on different streams must be ordered by the caller.
 /// - views are of device memory (device_nhd, …); a host pointer does not compile.
 /// - what only the device can see is told later: `collect` returns what steps did and throws value_error when a query, key
-///   or value was not finite. A step with such a query answers NaN for it; such an element of a key or value is stored as 0.
+///   or value was not finite. What a step answers for such a query means nothing; such an element of a key or value is stored as 0.
 /// - a captured graph of `append` and `attend` stays valid while the sequence grows: see `advance`.
 ///
-/// Before it is destroyed, the streams that used it have come to their end: it cannot know them.
-///
-/// Memory: through options().runtime, in stream order; before the cache goes, what streams still do with it has to be over
-/// (synchronize). When there is none left a call throws cuda_error and the cache is as
-/// before it. Threads: as on the CPU.
+/// Memory: through options().runtime, in stream order. When there is none left a call throws cuda_error and the cache is as
+/// before it. Before the cache goes, what streams still do with it has to be over (synchronize): it cannot know them.
+/// Threads: as on the CPU.
 /// @tparam Scalar   how K and V are stored: bf16, f16 or float
 /// @tparam Index    a wave_index whose clusterer and bound have a device form
 /// @tparam Buffer   a wave_buffer that keeps everything in the fast tier
@@ -204,13 +203,9 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     for (const layer_type& layer : state.layers) {
       layers.push_back(transfer.download(layer, stream));
     }
-    sequence_file_writer file(path);
-    const std::string fingerprint = fingerprint_of(model);
-    file.write({part_kind::fingerprint}, std::as_bytes(std::span(fingerprint)));
-    file.write({part_kind::engine}, engine);
-    saved_type::write(file, std::span<const typename transfer_type::host_layer>(layers), geometry_,
-                      reader);
-    file.commit();
+    saved_type::save(path, fingerprint_of(model), engine,
+                     std::span<const typename transfer_type::host_layer>(layers), geometry_,
+                     reader);
   }
 
   /// @brief A new sequence with what save wrote, here or on the CPU; nothing is clustered again.
@@ -218,19 +213,14 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   /// @throw mismatch_error, format_error, io_error, capacity_error, cuda_error; there is no new sequence then
   sequence_id load(const std::filesystem::path& path, std::string_view model = {},
                    std::vector<std::byte>* engine = nullptr, stream_type stream = {}) {
-    const sequence_file_reader file(path);
-    const aligned_storage<std::byte> seen = file.read({part_kind::fingerprint});
-    compare_fingerprints({reinterpret_cast<const char*>(seen.data()), seen.size()},
-                         fingerprint_of(model), path.string());
-    const aligned_storage<std::byte> callers = file.read({part_kind::engine});
-    std::vector<std::byte> kept(callers.data(), callers.data() + callers.size());
     reader_type reader({}, geometry_.key_dim, geometry_.value_dim);
     transfer_type transfer(geometry_, writer_, reader, options_.sink_tokens);
     std::vector<typename transfer_type::host_layer> layers(geometry_.n_layers, transfer.empty());
     openmp_executor threads;
-    saved_type::read(file, std::span<typename transfer_type::host_layer>(layers), geometry_,
-                     Index::cluster_count_type::n_levels, options_.sink_tokens, options_.max_tokens,
-                     reader, threads);
+    std::vector<std::byte> kept = saved_type::load(
+        path, fingerprint_of(model), std::span<typename transfer_type::host_layer>(layers),
+        geometry_, Index::cluster_count_type::n_levels, options_.sink_tokens, options_.max_tokens,
+        reader, threads);
     auto state = std::make_unique<sequence_state>();
     state->layers.reserve(layers.size());
     for (const auto& layer : layers) {
@@ -413,7 +403,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   void advance(std::span<const query_run> batch, stream_type stream = {}) {
     for (const query_run& run : batch) {
       for (const layer_type& layer : sequences_.find(run.sequence).layers) {
-        check_capacity(layer, run.n_queries);
+        detail::check_room(run.n_queries, layer.length(), options_.max_tokens);
       }
     }
     for (const query_run& run : batch) {  // whatever fails below: the device has them
@@ -475,23 +465,12 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   template <class Q, class U, class... More>
   void attend(std::span<const query_run> batch, std::size_t layer, device_view<Q, 3> queries,
               device_view<U, 3> out, More&&... more) {
-    static_assert((is_option<More> && ...),
-                  "kv_cache: an optional argument is a device_view<float, 2>, a bound, a workspace "
-                  "that is not const, or the cache's stream_type");
-    const std::size_t n = count_queries(batch);
+    check_options<More...>();
+    const std::size_t n = detail::count_queries(batch);
     detail::check_shape("out", out, n, geometry_.n_query_heads, geometry_.value_dim);
     const device_view<float, 2> lse = pick<device_view<float, 2>>(more...);
     detail::check_optional_shape("lse", lse, n, geometry_.n_query_heads);
-    device::answer_arrays answer;
-    answer.out = rows_of(out);
-    answer.lse = lse.data();
-    answer.lse_strides[0] = lse.stride(0);
-    answer.lse_strides[1] = lse.stride(1);
-    if (!geometry_.sink_logits.empty()) {
-      answer.sink_logits =
-          sink_logits_.template as<const float>() + layer * geometry_.n_query_heads;
-    }
-    search(batch, layer, n, queries, answer, more...);
+    search(batch, layer, n, queries, answer_to(layer, out, lse), more...);
   }
 
   /// @brief attend for one sequence; its number of queries is that of the view.
@@ -507,18 +486,9 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   template <class Q, class... More>
   void attend_partial(std::span<const query_run> batch, std::size_t layer,
                       device_view<Q, 3> queries, const device_partial_output& out, More&&... more) {
-    static_assert((is_option<More> && ...),
-                  "kv_cache: an optional argument is a device_view<float, 2>, a bound, a workspace "
-                  "that is not const, or the cache's stream_type");
-    const std::size_t n = count_queries(batch);
-    detail::check_shape("numerator", out.numerator, n, geometry_.n_query_heads,
-                        geometry_.value_dim);
-    if (out.max.empty() || out.denominator.empty()) {
-      throw shape_error(
-          "max or denominator has no memory; allowed: [n_queries, n_query_heads] each");
-    }
-    detail::check_optional_shape("max", out.max, n, geometry_.n_query_heads);
-    detail::check_optional_shape("denominator", out.denominator, n, geometry_.n_query_heads);
+    check_options<More...>();
+    const std::size_t n = detail::count_queries(batch);
+    detail::check_partial_output(out, n, geometry_);
     device::answer_arrays answer;
     answer.max = out.max.data();
     answer.denominator = out.denominator.data();
@@ -542,9 +512,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   void prefill(sequence_id sequence, std::size_t layer, device_view<Q, 3> queries,
                device_view<K, 3> keys, device_view<V, 3> values, device_view<U, 3> out,
                More&&... more) {
-    static_assert((is_option<More> && ...),
-                  "kv_cache: an optional argument is a device_view<float, 2>, a bound, a workspace "
-                  "that is not const, or the cache's stream_type");
+    check_options<More...>();
     const auto stream = pick<stream_type>(more...);
     const device_view<float, 2> lse = pick<device_view<float, 2>>(more...);
     const query_run whole{sequence, keys.extent(0)};
@@ -561,17 +529,8 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
         writer_.book(state, piece);
         stage(std::span(&part, 1), layer, keys.slice(done, piece), values.slice(done, piece),
               stream);
-        device::answer_arrays answer;
-        answer.out = rows_of(out.slice(done, piece));
-        if (!lse.empty()) {
-          answer.lse = lse.data() + done * lse.stride(0);
-          answer.lse_strides[0] = lse.stride(0);
-          answer.lse_strides[1] = lse.stride(1);
-        }
-        if (!geometry_.sink_logits.empty()) {
-          answer.sink_logits =
-              sink_logits_.template as<const float>() + layer * geometry_.n_query_heads;
-        }
+        const device::answer_arrays answer =
+            answer_to(layer, out.slice(done, piece), lse.slice(done, piece));
         device::launch_prefill<Scalar>(runtime_, shape_, state.on_device,
                                        static_cast<std::uint32_t>(piece),
                                        rows_of(queries.slice(done, piece)), geometry_.logit_scale(),
@@ -637,6 +596,22 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
             view.stride(1)};
   }
 
+  // Where a layer's outputs, and the lse where it is wanted, are written.
+  template <class U>
+  [[nodiscard]] device::answer_arrays answer_to(std::size_t layer, const device_view<U, 3>& out,
+                                                const device_view<float, 2>& lse) const {
+    device::answer_arrays answer;
+    answer.out = rows_of(out);
+    answer.lse = lse.data();
+    answer.lse_strides[0] = lse.stride(0);
+    answer.lse_strides[1] = lse.stride(1);
+    if (!geometry_.sink_logits.empty()) {
+      answer.sink_logits =
+          sink_logits_.template as<const float>() + layer * geometry_.n_query_heads;
+    }
+    return answer;
+  }
+
   static device::caller_rows from_row(device::caller_rows rows, std::size_t first) {
     const std::size_t bytes = rows.kind == device::element_kind::float32 ? 4 : 2;
     if (rows.data != nullptr) {
@@ -665,6 +640,13 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
       std::is_same_v<std::remove_cvref_t<More>, stream_type> ||
       std::is_same_v<std::remove_reference_t<More>, workspace_type> ||
       estimation_bound<std::remove_cvref_t<More>>;
+
+  template <class... More>
+  static constexpr void check_options() {
+    static_assert((is_option<More> && ...),
+                  "kv_cache: an optional argument is a device_view<float, 2>, a bound, a workspace "
+                  "that is not const, or the cache's stream_type");
+  }
 
   // The argument of a type among optional ones, or a default one.
   template <class T, class First, class... More>
@@ -712,37 +694,19 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   }
 
   layer_type& find_layer(sequence_id sequence, std::size_t layer) const {
-    if (layer >= geometry_.n_layers) {
-      throw shape_error(
-          detail::message("layer is ", layer, "; allowed: 0 to ", geometry_.n_layers - 1));
-    }
+    detail::check_layer(layer, geometry_.n_layers);
     return sequences_.find(sequence).layers[layer];
-  }
-
-  static std::size_t count_queries(std::span<const query_run> batch) noexcept {
-    std::size_t n = 0;
-    for (const query_run& run : batch) {
-      n += run.n_queries;
-    }
-    return n;
-  }
-
-  void check_capacity(const layer_type& layer, std::size_t n) const {
-    if (n > options_.max_tokens - layer.length()) {
-      throw capacity_error(detail::message("append of ", n, " tokens to ", layer.length(),
-                                           "; allowed: ", options_.max_tokens,
-                                           " in all (cache_options::max_tokens)"));
-    }
   }
 
   template <class K, class V>
   std::size_t check_append(std::span<const query_run> batch, std::size_t layer,
                            const device_view<K, 3>& keys, const device_view<V, 3>& values) const {
-    const std::size_t n = count_queries(batch);
+    const std::size_t n = detail::count_queries(batch);
     detail::check_shape("keys", keys, n, geometry_.n_kv_heads, geometry_.key_dim);
     detail::check_shape("values", values, n, geometry_.n_kv_heads, geometry_.value_dim);
     for (std::size_t i = 0; i < batch.size(); ++i) {
-      check_capacity(find_layer(batch[i].sequence, layer), batch[i].n_queries);
+      detail::check_room(batch[i].n_queries, find_layer(batch[i].sequence, layer).length(),
+                         options_.max_tokens);
       for (std::size_t j = 0; j < i; ++j) {
         if (batch[j].sequence == batch[i].sequence) {
           throw sequence_error(detail::message("append: sequence ", batch[i].sequence,
@@ -816,8 +780,6 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
               state.view.tail.capacity - state.n_tail(), " (advance by 0 tokens makes room)"));
         }
       }
-    }
-    if (capturing) {
       stage(batch, layer, keys, values, stream);
       return;
     }
@@ -888,7 +850,8 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     std::size_t longest = 0;
     for (const query_run& run : batch) {
       const layer_type& state = find_layer(run.sequence, layer);
-      check_places(run, state);
+      detail::check_query_places(run, state.length(), state.n_tail(), !state.segments.empty(),
+                                 options_.window_tokens);
       longest = std::max(longest, state.length());
     }
     if (n == 0) {
@@ -913,34 +876,20 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
         more...);
   }
 
-  // A sealed segment shows all of its tokens or none, so that what a query must not see has to lie in the tail.
-  void check_places(const query_run& run, const layer_type& state) const {
-    const std::size_t behind = run.n_queries == 0 ? 0 : run.n_queries - 1;
-    if (behind != 0 && (behind >= state.length() ||
-                        (!state.segments.empty() &&
-                         (behind >= options_.window_tokens || behind > state.n_tail())))) {
-      throw shape_error(detail::message(
-          "attend: ", run.n_queries, " queries for sequence ", run.sequence, " of ", state.length(),
-          " tokens, ", state.n_tail(),
-          " of them not sealed; allowed: at most window_tokens, which is ", options_.window_tokens,
-          ", at most one per token, and one more than is not sealed"));
-    }
-  }
-
   template <class Q, class Bound>
   void launch(std::span<const query_run> batch, std::size_t layer, const device_view<Q, 3>& queries,
               const device::answer_arrays& answer, const Bound& bound, workspace_type& workspace,
               stream_type stream) {
     constexpr std::size_t most = device::lean_kernel<Scalar>::most_runs;
-    std::vector<device::query_run_view<Scalar>> runs;
+    std::array<device::query_run_view<Scalar>, most> runs;
     std::size_t first = 0;
     for (std::size_t begin = 0; begin < batch.size(); begin += most) {
-      runs.clear();
+      std::size_t n_runs = 0;
       std::size_t n = 0;
       for (const query_run& run : batch.subspan(begin, std::min(most, batch.size() - begin))) {
         if (run.n_queries != 0) {
-          runs.push_back({find_layer(run.sequence, layer).on_device,
-                          static_cast<std::uint32_t>(run.n_queries), run.sequence.slot});
+          runs[n_runs++] = {find_layer(run.sequence, layer).on_device,
+                            static_cast<std::uint32_t>(run.n_queries), run.sequence.slot};
           n += run.n_queries;
         }
       }
@@ -948,7 +897,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
         continue;
       }
       device::search_batch<Scalar> part;
-      part.runs = runs;
+      part.runs = std::span(runs).first(n_runs);
       part.queries = rows_of(queries.slice(first, n));
       part.scale = geometry_.logit_scale();
       part.answer = from_row(answer, first);

@@ -21,6 +21,7 @@
 #include <wavekv/cache/layer_writer.hpp>
 #include <wavekv/cache/prefetched_blocks.hpp>
 #include <wavekv/cache/prefill_pass.hpp>
+#include <wavekv/cache/query_run.hpp>
 #include <wavekv/cache/saved_sequence.hpp>
 #include <wavekv/cache/scratch_pool.hpp>
 #include <wavekv/cache/sequence_table.hpp>
@@ -30,7 +31,6 @@
 #include <wavekv/core/tensor_view.hpp>
 #include <wavekv/cpu/backend.hpp>
 #include <wavekv/file/fingerprint.hpp>
-#include <wavekv/file/sequence_file.hpp>
 #include <wavekv/index/bounds/exact.hpp>
 #include <wavekv/index/wave_index.hpp>
 
@@ -168,12 +168,8 @@ class kv_cache {
   void save(sequence_id sequence, const std::filesystem::path& path, std::string_view model = {},
             std::span<const std::byte> engine = {}) const {
     const sequence_state& state = sequences_.find(sequence);
-    sequence_file_writer file(path);
-    const std::string fingerprint = fingerprint_of(model);
-    file.write({part_kind::fingerprint}, std::as_bytes(std::span(fingerprint)));
-    file.write({part_kind::engine}, engine);
-    saved_type::write(file, std::span<const layer_type>(state.layers), geometry_, reader_);
-    file.commit();
+    saved_type::save(path, fingerprint_of(model), engine, std::span<const layer_type>(state.layers),
+                     geometry_, reader_);
   }
 
   /// @brief A new sequence with what save wrote; nothing is clustered again. Where the slow tier is a file, K and V of
@@ -187,16 +183,11 @@ class kv_cache {
   ///        file, of another version, cut short or changed; io_error; capacity_error. There is no new sequence then.
   sequence_id load(const std::filesystem::path& path, std::string_view model = {},
                    std::vector<std::byte>* engine = nullptr) {
-    const sequence_file_reader file(path);
-    const aligned_storage<std::byte> seen = file.read({part_kind::fingerprint});
-    compare_fingerprints({reinterpret_cast<const char*>(seen.data()), seen.size()},
-                         fingerprint_of(model), path.string());
-    const aligned_storage<std::byte> callers = file.read({part_kind::engine});
-    std::vector<std::byte> kept(callers.data(), callers.data() + callers.size());
     auto state = empty_sequence();
-    saved_type::read(file, std::span<layer_type>(state->layers), geometry_,
-                     Index::cluster_count_type::n_levels, options_.sink_tokens, options_.max_tokens,
-                     reader_, options_.executor);
+    std::vector<std::byte> kept =
+        saved_type::load(path, fingerprint_of(model), std::span<layer_type>(state->layers),
+                         geometry_, Index::cluster_count_type::n_levels, options_.sink_tokens,
+                         options_.max_tokens, reader_, options_.executor);
     const sequence_id loaded = sequences_.enter(std::move(state), options_.max_sequences);
     if (engine != nullptr) {
       engine->swap(kept);
@@ -341,7 +332,7 @@ class kv_cache {
   template <class T, class U, estimation_bound Bound>
   step_stats attend(std::span<const query_run> batch, std::size_t layer, tensor_view<T, 3> queries,
                     tensor_view<U, 3> out, tensor_view<float, 2> lse, const Bound& bound) {
-    const std::size_t n = count_queries(batch);
+    const std::size_t n = detail::count_queries(batch);
     detail::check_shape("out", out, n, geometry_.n_query_heads, geometry_.value_dim);
     detail::check_optional_shape("lse", lse, n, geometry_.n_query_heads);
     return search(
@@ -404,15 +395,8 @@ class kv_cache {
   step_stats attend_partial(std::span<const query_run> batch, std::size_t layer,
                             tensor_view<T, 3> queries, const partial_output& out,
                             const Bound& bound) {
-    const std::size_t n = count_queries(batch);
-    detail::check_shape("numerator", out.numerator, n, geometry_.n_query_heads,
-                        geometry_.value_dim);
-    if (out.max.empty() || out.denominator.empty()) {
-      throw shape_error(
-          "max or denominator has no memory; allowed: [n_queries, n_query_heads] each");
-    }
-    detail::check_optional_shape("max", out.max, n, geometry_.n_query_heads);
-    detail::check_optional_shape("denominator", out.denominator, n, geometry_.n_query_heads);
+    const std::size_t n = detail::count_queries(batch);
+    detail::check_partial_output(out, n, geometry_);
     return search(batch, layer, n, queries, bound,
                   [&](std::size_t query, std::size_t head, const partial_softmax_view& merged) {
                     for (std::size_t g = 0; g < merged.n_queries; ++g) {
@@ -487,10 +471,7 @@ class kv_cache {
   }
 
   layer_type& find_layer(sequence_id sequence, std::size_t layer) const {
-    if (layer >= geometry_.n_layers) {
-      throw shape_error(
-          detail::message("layer is ", layer, "; allowed: 0 to ", geometry_.n_layers - 1));
-    }
+    detail::check_layer(layer, geometry_.n_layers);
     return sequences_.find(sequence).layers[layer];
   }
 
@@ -501,11 +482,7 @@ class kv_cache {
     const std::size_t n = keys.extent(0);
     detail::check_shape("keys", keys, n, geometry_.n_kv_heads, geometry_.key_dim);
     detail::check_shape("values", values, n, geometry_.n_kv_heads, geometry_.value_dim);
-    if (n > options_.max_tokens - state.length()) {
-      throw capacity_error(detail::message("append of ", n, " tokens to ", state.length(),
-                                           "; allowed: ", options_.max_tokens,
-                                           " in all (cache_options::max_tokens)"));
-    }
+    detail::check_room(n, state.length(), options_.max_tokens);
     return n;
   }
 
@@ -513,14 +490,6 @@ class kv_cache {
   void check_queries(const tensor_view<Q, 3>& queries, std::size_t n) const {
     detail::check_shape("queries", queries, n, geometry_.n_query_heads, geometry_.key_dim);
     detail::check_finite("queries", queries);
-  }
-
-  static std::size_t count_queries(std::span<const query_run> batch) noexcept {
-    std::size_t n = 0;
-    for (const query_run& run : batch) {
-      n += run.n_queries;
-    }
-    return n;
   }
 
   // Runs the searches of a batch; write(query, KV head, merged) is called for each, on any worker.

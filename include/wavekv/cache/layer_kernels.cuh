@@ -44,6 +44,7 @@ struct append_kernel {
   template <class Block>
   WAVEKV_DEVICE void operator()(Block& b) const {
     b.await_previous();
+    b.release_next();
     const unsigned row = b.block_x();
     unsigned first = 0;
     unsigned run = 0;
@@ -77,7 +78,6 @@ struct append_kernel {
         b.thread() == 0) {
       layer.length += runs[run].n_tokens;
     }
-    b.release_next();
   }
 };
 
@@ -169,12 +169,7 @@ struct publish_kernel {
     }
     b.sync();  // all have read the facts
     if (b.thread() == 0) {
-      facts.n_clusters += segment.levels[0].n_nodes[head];
-      facts.n_top_nodes += n_nodes;
-      facts.n_top_runs += n_runs;
-      facts.n_sealed += segment.n_tokens;
-      const float spread = segment.value_spread[head];
-      facts.squared_spread += spread * spread * static_cast<float>(segment.n_tokens);
+      facts.add(segment, shape.n_levels, head);
       layer->facts[head] = facts;
     }
     if (arrives_last(b, layer->counter, b.n_blocks_x(), reinterpret_cast<unsigned*>(b.shared())) &&
@@ -204,14 +199,7 @@ struct refit_kernel {
     const unsigned head = b.block_x();
     index_facts facts;
     for (unsigned s = 0; s < layer->n_segments; ++s) {
-      const segment_view<T>& segment = layer->segments[s];
-      const unsigned n_nodes = segment.levels[shape.n_levels - 1].n_nodes[head];
-      facts.n_clusters += segment.levels[0].n_nodes[head];
-      facts.n_top_nodes += n_nodes;
-      facts.n_top_runs += (n_nodes + run_rows - 1) / run_rows;
-      facts.n_sealed += segment.n_tokens;
-      const float spread = segment.value_spread[head];
-      facts.squared_spread += spread * spread * static_cast<float>(segment.n_tokens);
+      facts.add(layer->segments[s], shape.n_levels, head);
     }
     layer->facts[head] = facts;
   }

@@ -36,6 +36,18 @@ struct index_facts {
   std::uint32_t n_top_runs = 0;
   std::uint32_t n_sealed = 0;   ///< tokens
   float squared_spread = 0.0F;  ///< sum over segments of tokens · value_spread²
+
+  /// @brief Takes in a segment behind the others.
+  template <class T>
+  WAVEKV_DEVICE void add(const segment_view<T>& segment, unsigned n_levels, unsigned head) {
+    const std::uint32_t n_nodes = segment.levels[n_levels - 1].n_nodes[head];
+    n_clusters += segment.levels[0].n_nodes[head];
+    n_top_nodes += n_nodes;
+    n_top_runs += (n_nodes + run_rows - 1) / run_rows;
+    n_sealed += segment.n_tokens;
+    const float spread = segment.value_spread[head];
+    squared_spread += spread * spread * static_cast<float>(segment.n_tokens);
+  }
 };
 
 /// @brief One (sequence, layer). Tokens in order: the sink's, the segments', the tail's.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 #include <wavekv/core/checksum.hpp>
 #include <wavekv/core/geometry.hpp>
 #include <wavekv/cpu/executor.hpp>
+#include <wavekv/file/fingerprint.hpp>
 #include <wavekv/file/layer_part.hpp>
 #include <wavekv/file/segment_part.hpp>
 #include <wavekv/file/sequence_file.hpp>
@@ -34,6 +36,38 @@ class saved_sequence {
   using reader_type = block_reader<T, Buffer>;
   using segment_type =
       typename std::remove_cvref_t<decltype(Layer::segments)>::value_type::element_type;
+
+  /// @brief Writes a whole file, which replaces an older one once it is whole.
+  /// Complexity: O(bytes). Allocates: some MB.  @throw as write
+  static void save(const std::filesystem::path& path, const std::string& fingerprint,
+                   std::span<const std::byte> engine, std::span<const Layer> layers,
+                   const geometry& sizes, reader_type& reader) {
+    sequence_file_writer file(path);
+    file.write({part_kind::fingerprint}, std::as_bytes(std::span(fingerprint)));
+    file.write({part_kind::engine}, engine);
+    write(file, layers, sizes, reader);
+    file.commit();
+  }
+
+  /// @brief Reads a whole file, once it is found to be of this model and cache. Parameters as of read.
+  /// @return what the caller had saved with it
+  /// @throw mismatch_error; as read
+  template <executor Executor>
+  [[nodiscard]] static std::vector<std::byte> load(const std::filesystem::path& path,
+                                                   const std::string& fingerprint,
+                                                   std::span<Layer> layers, const geometry& sizes,
+                                                   std::size_t n_levels, std::size_t sink_tokens,
+                                                   std::size_t max_tokens, reader_type& reader,
+                                                   Executor& executor) {
+    const sequence_file_reader file(path);
+    const aligned_storage<std::byte> seen = file.read({part_kind::fingerprint});
+    compare_fingerprints({reinterpret_cast<const char*>(seen.data()), seen.size()}, fingerprint,
+                         path.string());
+    const aligned_storage<std::byte> callers = file.read({part_kind::engine});
+    std::vector<std::byte> engine(callers.data(), callers.data() + callers.size());
+    read(file, layers, sizes, n_levels, sink_tokens, max_tokens, reader, executor);
+    return engine;
+  }
 
   /// @brief Writes all layers.
   /// Complexity: O(bytes). Allocates: some MB.  @throw io_error; format_error when rows in the slow tier have changed

@@ -7,11 +7,8 @@
 #include <wavekv/index/query_metric.cuh>
 #include <wavekv/index/sealer.cuh>
 
+#include "instantiate.hpp"
 #include "sample_kernel.cuh"
-
-/// @brief Instantiates a kernel, which may have commas in its name.
-#define WAVEKV_INSTANTIATE_KERNEL(...)                                                             \
-  template __global__ void run_kernel(const __grid_constant__ __VA_ARGS__)
 
 namespace wavekv::device {
 

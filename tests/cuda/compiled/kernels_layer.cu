@@ -4,9 +4,7 @@
 #include <wavekv/cache/layer_kernels.cuh>
 #include <wavekv/cuda/hardware_block.cuh>
 
-/// @brief Instantiates a kernel, which may have commas in its name.
-#define WAVEKV_INSTANTIATE_KERNEL(...)                                                             \
-  template __global__ void run_kernel(const __grid_constant__ __VA_ARGS__)
+#include "instantiate.hpp"
 
 namespace wavekv::device {
 

@@ -8,9 +8,7 @@
 #include <wavekv/index/bounds/verified_bound.cuh>
 #include <wavekv/index/search_runner.cuh>
 
-/// @brief Instantiates a kernel, which may have commas in its name.
-#define WAVEKV_INSTANTIATE_KERNEL(...)                                                             \
-  template __global__ void run_kernel(const __grid_constant__ __VA_ARGS__)
+#include "instantiate.hpp"
 
 /// @brief What an attend launches with a bound that plans.
 #define WAVEKV_INSTANTIATE_SEARCH(Scalar, Bound, dim)                                              \

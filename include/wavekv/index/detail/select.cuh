@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
 #include <wavekv/cuda/block.hpp>
+#include <wavekv/index/detail/order_key.hpp>
 #include <wavekv/index/frontier.cuh>
 
 /// @file select.cuh
@@ -15,14 +15,10 @@ namespace wavekv::device {
 
 /// @brief An integer that orders as the float does; -0 equals 0.
 WAVEKV_HOST_DEVICE std::uint32_t order_key(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value + 0.0F);
-  return (bits >> 31U) != 0 ? ~bits : bits | 0x8000'0000U;
+  return wavekv::detail::order_key(value + 0.0F);
 }
 
-/// @brief The float of an order_key.
-WAVEKV_HOST_DEVICE float from_order_key(std::uint32_t key) {
-  return std::bit_cast<float>((key >> 31U) != 0 ? key & 0x7FFF'FFFFU : ~key);
-}
+using wavekv::detail::from_order_key;
 
 /// @brief What was selected: all above a threshold, and of those that equal it the ones before a column.
 struct selection {

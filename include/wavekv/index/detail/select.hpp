@@ -3,30 +3,19 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <span>
 
 #include <wavekv/cpu/simd.hpp>
+#include <wavekv/index/detail/order_key.hpp>
 #include <wavekv/index/frontier.hpp>
 
 /// @file select.hpp
 /// @brief Selection without sorting: thresholds are found by halving the range of floats, or among few candidates.
 
 namespace wavekv::detail {
-
-/// @brief An integer that orders as the float does (-0 below 0).
-inline std::uint32_t order_key(float value) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  return (bits >> 31U) != 0 ? ~bits : bits | 0x8000'0000U;
-}
-
-/// @brief The float of an order_key.
-inline float from_order_key(std::uint32_t key) noexcept {
-  return std::bit_cast<float>((key >> 31U) != 0 ? key & 0x7FFF'FFFFU : ~key);
-}
 
 /// @brief Two thresholds beside each other, between which a condition changes.
 struct threshold_step {
