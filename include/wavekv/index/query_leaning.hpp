@@ -106,9 +106,9 @@ class query_leaning {
       for (std::size_t g = 0; tilted_[level] && g < group_size_; ++g) {
         const std::size_t at = level * group_size_ + g;
         if (share_[at] > 0.0F && !into.is_empty(g)) {
-          simd::add_scaled(tilt(level, g), width_ - key_dim_,
-                           share_[at] * std::exp(log_normalizer_[at] - into.max[g]),
-                           into.numerator_of(g));
+          // Where nearly everything is dropped, shares are tiny and what they refer to is far above the maximum.
+          const float factor = std::exp(std::log(share_[at]) + (log_normalizer_[at] - into.max[g]));
+          simd::add_scaled(tilt(level, g), width_ - key_dim_, factor, into.numerator_of(g));
         }
       }
     }
