@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cuda/block.hpp>
@@ -112,7 +113,8 @@ WAVEKV_DEVICE void split_pair(Block& b, float x, float y, std::uint32_t& upper,
 
 }  // namespace detail
 
-/// @brief Up to eight queries in the registers of a warp, ready to be multiplied with rows.
+/// @brief Up to eight queries, ready to be multiplied with rows: in the registers of each warp, or, where those are wanted for
+/// the sums of long values, in shared memory, once a block.
 /// @tparam T       how rows are stored
 /// @tparam MaxDim  most elements of a key, a multiple of 32
 template <scalar T, unsigned MaxDim>
@@ -120,26 +122,30 @@ class query_tile {
  public:
   using operand = typename tile_scalar<T>::operand;
 
-  /// @brief *warp*: loads queries.
+  static constexpr bool in_shared = MaxDim > 128;
+  /// @brief Shared memory that a block's queries take.
+  static constexpr unsigned shared_words4 = in_shared ? MaxDim / 16 * warp_size : 0;
+
+  /// @brief *block*: loads queries, the same in every warp.
   /// @param queries  [n, key_dim], of magnitudes that fit the operand
   /// @param n        at most tile_queries
   /// @param key_dim  a multiple of 8
+  /// @param shared   [shared_words4] in use while the tile is
   template <class Block>
-  WAVEKV_DEVICE void load(Block& b, const float* queries, unsigned n, unsigned key_dim) {
-    const unsigned query = b.lane() / 4;
-    const unsigned j = b.lane() % 4;
-    WAVEKV_UNROLL
-    for (unsigned step = 0; step < n_steps; ++step) {
-      const unsigned dim = step / 2 * 32 + 8 * j + step % 2 * 4;
-      float x[4] = {};
-      if (query < n && dim < key_dim) {
-        WAVEKV_UNROLL
-        for (unsigned i = 0; i < 4; ++i) {
-          x[i] = queries[query * key_dim + dim + i];
-        }
+  WAVEKV_DEVICE void load(Block& b, const float* queries, unsigned n, unsigned key_dim,
+                          words4* shared) {
+    if constexpr (in_shared) {
+      words_ = shared;
+      b.sync();  // another tile's may still be read
+      for (unsigned step = b.warp(); step < n_steps; step += b.n_warps()) {
+        shared[step * warp_size + b.lane()] = left_operand(b, queries, n, key_dim, step);
       }
-      detail::split_pair<operand>(b, x[0], x[1], words_[step][0], words_[step][1]);
-      detail::split_pair<operand>(b, x[2], x[3], words_[step][2], words_[step][3]);
+      b.sync();
+    } else {
+      WAVEKV_UNROLL
+      for (unsigned step = 0; step < n_steps; ++step) {
+        words_[step] = left_operand(b, queries, n, key_dim, step);
+      }
     }
   }
 
@@ -159,12 +165,13 @@ class query_tile {
         if (chunk * 32 >= key_dim) {
           break;
         }
-        std::uint32_t words[n_terms][4];
-        detail::load_eight_or_zeros<T>(b, rows[half], chunk * 32 + 8 * j, key_dim, words);
+        const words4 left[2] = {words(b, 2 * chunk), words(b, 2 * chunk + 1)};
+        std::uint32_t right[n_terms][4];
+        detail::load_eight_or_zeros<T>(b, rows[half], chunk * 32 + 8 * j, key_dim, right);
         WAVEKV_UNROLL
         for (unsigned t = 0; t < n_terms; ++t) {
-          b.template multiply<operand>(sums, words_[2 * chunk], {words[t][0], words[t][1]});
-          b.template multiply<operand>(sums, words_[2 * chunk + 1], {words[t][2], words[t][3]});
+          b.template multiply<operand>(sums, left[0].word, {right[t][0], right[t][1]});
+          b.template multiply<operand>(sums, left[1].word, {right[t][2], right[t][3]});
         }
       }
       products[2 * half] = sums[0] + sums[2];
@@ -175,7 +182,35 @@ class query_tile {
  private:
   static constexpr unsigned n_steps = MaxDim / 16;
 
-  std::uint32_t words_[n_steps][4];
+  // This lane's words of a step's left operand: two pairs of a query's elements, each as what 16 bits say and what that leaves.
+  template <class Block>
+  WAVEKV_DEVICE static words4 left_operand(Block& b, const float* queries, unsigned n,
+                                           unsigned key_dim, unsigned step) {
+    const unsigned query = b.lane() / 4;
+    const unsigned dim = step / 2 * 32 + 8 * (b.lane() % 4) + step % 2 * 4;
+    float x[4] = {};
+    if (query < n && dim < key_dim) {
+      WAVEKV_UNROLL
+      for (unsigned i = 0; i < 4; ++i) {
+        x[i] = queries[query * key_dim + dim + i];
+      }
+    }
+    words4 left;
+    detail::split_pair<operand>(b, x[0], x[1], left.word[0], left.word[1]);
+    detail::split_pair<operand>(b, x[2], x[3], left.word[2], left.word[3]);
+    return left;
+  }
+
+  template <class Block>
+  WAVEKV_DEVICE words4 words(Block& b, unsigned step) const {
+    if constexpr (in_shared) {
+      return words_[step * warp_size + b.lane()];
+    } else {
+      return words_[step];
+    }
+  }
+
+  std::conditional_t<in_shared, const words4*, words4[n_steps]> words_;
 };
 
 /// @brief The partial softmaxes of up to eight queries in the registers of a warp. Lane (i, j) has query i's.

@@ -99,6 +99,7 @@ struct check_kernel {
     float* errors;  // [2, group_size] with their deviations, and without
     unsigned* last;
     drawn_token<T>* drawn;  // [n_warps, tile_rows]
+    words4* queries;        // [shared_words4]
     float* states;          // [n_warps, tile_queries, 2 + value_dim]
   };
 
@@ -109,6 +110,7 @@ struct check_kernel {
     memory.errors = arena.take<float>(2 * std::size_t{shape.group_size});
     memory.last = arena.take<unsigned>(1);
     memory.drawn = arena.take<drawn_token<T>>(n_warps * tile_rows);
+    memory.queries = arena.take<words4>(search_warp<T, MaxDim>::shared_words4);
     memory.states =
         arena.take<float>(std::size_t{n_warps} * tile_queries * state_floats(shape.value_dim));
     return memory;
@@ -136,9 +138,11 @@ struct check_kernel {
     bool accepted = true;
     float most = 0.0F;
     for (unsigned wanted = least;; wanted *= 2) {
-      for (unsigned batch = b.warp(); batch < n_sample_batches; batch += n_warps) {
-        for (unsigned first = 0; first < group; first += tile_queries) {
-          add_draws(b, memory, search, nodes, batch, first, drawn, wanted);
+      for (unsigned first = 0; first < group; first += tile_queries) {
+        search_warp<T, MaxDim> warp(b, search, first, memory.queries);
+        for (unsigned batch = b.warp(); batch < n_sample_batches; batch += n_warps) {
+          add_draws(b, memory, search, nodes, warp, batch, first, drawn, wanted);
+          warp.clear();
         }
       }
       drawn = wanted;
@@ -176,12 +180,12 @@ struct check_kernel {
   // *warp*: adds a batch's draws [drawn, wanted) to its sums, for query heads [first, first + tile_queries).
   template <class Block>
   WAVEKV_DEVICE void add_draws(Block& b, const scratch& memory, const search_view<T>& search,
-                               const node_weights<T>& nodes, unsigned batch, unsigned first,
-                               unsigned drawn, unsigned wanted) const {
+                               const node_weights<T>& nodes, search_warp<T, MaxDim>& warp,
+                               unsigned batch, unsigned first, unsigned drawn,
+                               unsigned wanted) const {
     const unsigned floats = state_floats(space.shape.value_dim);
     drawn_token<T>* const tile = memory.drawn + b.warp() * tile_rows;
     float* const states = memory.states + std::size_t{b.warp()} * tile_queries * floats;
-    search_warp<T, MaxDim> warp(b, search, first);
     float followed[max_tree_levels] = {};  // dispersions of this lane's estimates, weighted
     for (unsigned i = drawn; i < wanted; i += tile_rows) {
       if (b.lane() < tile_rows) {

@@ -24,16 +24,21 @@ namespace wavekv::device {
 template <class T, unsigned MaxDim>
 class search_warp {
  public:
-  /// @brief *warp*: for the query heads [first, first + tile_queries) of a search's group.
+  /// @brief Shared memory that a block's queries take.
+  static constexpr unsigned shared_words4 = query_tile<T, MaxDim>::shared_words4;
+
+  /// @brief *block*: for the query heads [first, first + tile_queries) of a search's group.
+  /// @param queries  [shared_words4] of shared memory, in use while the warp is
   template <class Block>
-  WAVEKV_DEVICE search_warp(Block& b, const search_view<T>& search, unsigned first)
+  WAVEKV_DEVICE search_warp(Block& b, const search_view<T>& search, unsigned first, words4* queries)
       : search_(search),
         first_(first),
         n_(search.shape.group_size - first < tile_queries ? search.shape.group_size - first
                                                           : tile_queries),
         query_(first + b.lane() / 4),
         mine_(b.lane() / 4 < n_) {
-    queries_.load(b, search.queries + first * search.shape.key_dim, n_, search.shape.key_dim);
+    queries_.load(b, search.queries + first * search.shape.key_dim, n_, search.shape.key_dim,
+                  queries);
     unit_ = mine_ ? search.units[query_] : 1.0F;
   }
 
@@ -152,6 +157,9 @@ class search_warp {
     state_.store(b, to, n_, search_.shape.value_dim);
   }
 
+  /// @brief *warp*: forgets what was added.
+  WAVEKV_DEVICE void clear() { state_ = softmax_tile<T, MaxDim>(); }
+
   /// @brief Query heads of this warp's tile.
   [[nodiscard]] WAVEKV_DEVICE unsigned n() const { return n_; }
 
@@ -251,6 +259,7 @@ struct search_stage {
   static constexpr unsigned n_warps = n_threads / warp_size;
 
   struct scratch {
+    words4* queries;  // [shared_words4]
     float* of_warps;  // [n_warps, tile_queries, 2 + value_dim]
     float* heads;
     plan_memory plan;
@@ -261,6 +270,7 @@ struct search_stage {
     scratch memory;
     memory.heads = arena.take<float>(3 * std::size_t{shape.group_size});
     memory.last = arena.take<unsigned>(1);
+    memory.queries = arena.take<words4>(search_warp<T, MaxDim>::shared_words4);
     // A plan begins when the warps' states are merged: they lie in the same place.
     shared_arena states = arena;
     memory.of_warps =
@@ -286,7 +296,7 @@ struct search_stage {
                                 unsigned n_tiles, bool first_stage, const Tile& do_tile) {
     const unsigned floats = state_floats(space.shape.value_dim);
     for (unsigned first = 0; first < space.shape.group_size; first += tile_queries) {
-      search_warp<T, MaxDim> warp(b, search, first);
+      search_warp<T, MaxDim> warp(b, search, first, memory.queries);
       for (unsigned tile = b.block_x() + space.n_splits * b.warp(); tile < n_tiles;
            tile += space.n_splits * b.n_warps()) {
         do_tile(warp, tile);
