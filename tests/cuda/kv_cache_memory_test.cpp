@@ -148,6 +148,21 @@ TEST_CASE("whatever allocation of a call fails, the cache is as before the call,
   }
 }
 
+TEST_CASE("tables of segments grow: where an allocation fails the device keeps those it knows") {
+  fixture f(3);
+  const sequence_id sequence = f.cache.create();
+  f.sequences.push_back(sequence);
+  std::size_t first = 0;
+  const auto decode = [&] { f.calls.append(sequence, 0, f.tokens, first % 500, 31); };
+  // At 64 segments of two top nodes both tables are full: that of segments and that of top runs.
+  for (; f.cache.stats(sequence).segments < 63; first += 31) decode();
+  std::size_t n_failures = 0;
+  for (; f.cache.stats(sequence).segments < 66; first += 31) {
+    n_failures += f.fail_everywhere("decode " + std::to_string(first), decode);
+  }
+  CHECK(n_failures > 12);
+}
+
 TEST_CASE("all memory is given back: with the sequences, with the cache") {
   for (std::uint64_t seed = 1; seed <= 4; ++seed) {
     emulation_options emulation;

@@ -235,7 +235,7 @@ class layer_transfer {
 
   std::shared_ptr<typename writer_type::sealed_type> upload_segment(const host_segment& from,
                                                                     stream_type stream) {
-    auto to = writer_.make_segment(from.first_token(), from.n_tokens(), stream);
+    auto to = writer_.memory().make_segment(from.first_token(), from.n_tokens(), stream);
     const segment_view<T>& view = to->view;
     const std::size_t n = from.n_tokens();
     const std::size_t n_heads = sizes_.n_kv_heads;
@@ -374,7 +374,7 @@ class layer_transfer {
                          [&](float x) { return x * weights[i]; });
         }
       }
-      writer_.make_learnt(to, stream);
+      writer_.memory().make_learnt(to, stream);
       copy_in(to.view.learnt.products, products, stream);
       copy_in(to.view.learnt.weights, weights, stream);
     }

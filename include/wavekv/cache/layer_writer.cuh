@@ -10,10 +10,13 @@
 #include <new>
 #include <optional>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include <wavekv/cache/layer_kernels.cuh>
+#include <wavekv/cache/layer_memory.cuh>
+#include <wavekv/cache/layer_state.cuh>
 #include <wavekv/cache/layer_state.hpp>
 #include <wavekv/cache/layer_view.cuh>
 #include <wavekv/cuda/device_block.hpp>
@@ -25,79 +28,12 @@
 #include <wavekv/index/segment.cuh>
 
 /// @file layer_writer.cuh
-/// @brief The host's side of a layer in device memory: what it holds, how it grows, when it is sealed. The twin of
-/// layer_state.hpp and layer_writer.hpp.
+/// @brief How a layer in device memory grows, when it is sealed, how it is cut. The twin of layer_writer.hpp.
 ///
 /// The host never asks the device anything here: how many tokens there are follows from the calls, and how many clusters
 /// they form only kernels want to know.
 
 namespace wavekv::device {
-
-/// @brief A segment and its memory, shared by forks.
-template <scalar T, device_runtime Runtime>
-struct sealed_segment {
-  device_block<Runtime> memory;
-  segment_view<T> view;
-  std::mutex leaving;                     ///< forks may be released by several threads
-  typename Runtime::event_type all_left;  ///< those that held it, too, in whatever stream
-};
-
-/// @brief A segment that is being sealed beside decoding; its tokens stay in the tail until it is published, and its memory is
-/// the side stream's.
-template <scalar T, device_runtime Runtime>
-struct seal_in_progress {
-  std::shared_ptr<sealed_segment<T, Runtime>> segment;
-  device_block<Runtime> learnt_memory;
-  learnt_view learnt;
-  device_block<Runtime> metric_memory;  ///< a copy: the layer's own may learn more meanwhile
-  typename Runtime::event_type done;
-  std::size_t due_length = 0;      ///< tokens of the layer when it was due
-  std::size_t publish_length = 0;  ///< tokens of the layer from which on it is part of it
-};
-
-/// @brief One (sequence, layer) as the host sees it. `view` is what the device has once the stream has come here.
-template <scalar T, device_runtime Runtime>
-struct layer_state {
-  layer_view<T> view;
-  device_block<Runtime> fixed;  ///< the view itself, counter, facts, sink
-  layer_view<T>* on_device = nullptr;
-  device_block<Runtime> tail;
-  device_block<Runtime> segment_table;
-  std::size_t segment_capacity = 0;
-  device_block<Runtime> top_runs;
-  device_block<Runtime> learnt;
-  device_block<Runtime> metric;
-  metric_schedule schedule;
-  std::vector<std::shared_ptr<sealed_segment<T, Runtime>>> segments;
-  std::optional<seal_in_progress<T, Runtime>> sealing;
-  std::size_t settled_length = 0;  ///< tokens it had when it was last asked what is due
-
-  layer_state() = default;
-  layer_state(const layer_state&) = delete;
-  layer_state& operator=(const layer_state&) = delete;
-  layer_state(layer_state&&) noexcept = default;
-  layer_state& operator=(layer_state&&) = delete;
-  ~layer_state() {
-    if (sealing) {
-      try {
-        tail.outlive(sealing->done);  // it is read from
-      } catch (...) {  // NOLINT(bugprone-empty-catch): the device is lost, and the memory with it
-      }
-    }
-  }
-
-  [[nodiscard]] std::size_t length() const noexcept { return view.length; }
-  /// @brief Tokens of the tail.
-  [[nodiscard]] std::size_t n_tail() const noexcept {
-    return view.length > view.tail_begin ? view.length - view.tail_begin : 0;
-  }
-  /// @brief Device memory is from now on given back in this stream.
-  void follow(typename Runtime::stream_type stream) noexcept {
-    for (auto* block : {&fixed, &tail, &segment_table, &top_runs, &learnt, &metric}) {
-      block->follow(stream);
-    }
-  }
-};
 
 /// @brief Makes, grows, cuts and seals layers. All its functions enqueue work and return: none waits for the device.
 /// @tparam T      storage scalar
@@ -108,6 +44,7 @@ class layer_writer {
   using stream_type = typename Runtime::stream_type;
   using layer_type = layer_state<T, Runtime>;
   using sealed_type = sealed_segment<T, Runtime>;
+  using memory_type = layer_memory<T, Index, Runtime>;
   using segment_size_type = typename Index::segment_size_type;
   using cluster_count_type = typename Index::cluster_count_type;
   static constexpr bool wants_queries =
@@ -123,50 +60,16 @@ class layer_writer {
         n_layers_(n_layers),
         sink_tokens_(sink_tokens),
         window_tokens_(window_tokens),
+        memory_(runtime_, shape, sink_tokens, least_tail(window_tokens)),
         sealer_(runtime_, shape) {}
 
   /// @brief An empty layer.  @throw cuda_error
-  layer_type make(stream_type stream) {
-    layer_type layer;
-    layer.schedule = metric_schedule(shape_.group_size);
-    make_fixed(layer, stream);
-    layer.view.sink_capacity = layer.view.tail_begin = static_cast<std::uint32_t>(sink_tokens_);
-    if constexpr (wants_queries) {
-      make_metric(layer, stream);
-      runtime_.fill(layer.metric.data(), 0, layer.metric.bytes(), stream);
-    }
-    set(layer, stream);
-    return layer;
-  }
+  layer_type make(stream_type stream) { return memory_.make(stream); }
 
   /// @brief A layer with the same tokens: segments are shared, all else is copied. A seal in progress is begun again.
   /// @throw cuda_error
   layer_type forked(const layer_type& from, stream_type stream) {
-    layer_type layer;
-    layer.schedule = from.schedule;
-    layer.settled_length = from.settled_length;
-    layer.view = from.view;
-    make_fixed(layer, stream);
-    reserve_tail(layer, from.view.tail.capacity, stream, nullptr);
-    layer.segments = from.segments;
-    layer.segment_capacity = from.segment_capacity;
-    const auto copy = [&](device_block<Runtime>& to, const device_block<Runtime>& of) {
-      if (of.data() != nullptr) {
-        to = device_block<Runtime>(runtime_, of.bytes(), stream);
-        runtime_.copy(to.data(), of.data(), of.bytes(), stream);
-      }
-    };
-    copy(layer.segment_table, from.segment_table);
-    copy(layer.top_runs, from.top_runs);
-    copy(layer.learnt, from.learnt);
-    copy(layer.metric, from.metric);
-    point_at_blocks(layer);
-    runtime_.copy(layer.view.facts, from.view.facts, shape_.n_kv_heads * sizeof(index_facts),
-                  stream);
-    runtime_.copy(layer.view.sink, from.view.sink, sink_bytes(), stream);
-    copy_tail(from.view.tail, layer.view.tail, from.view.tail_begin,
-              static_cast<std::uint32_t>(from.n_tail()), stream);
-    set(layer, stream);
+    layer_type layer = memory_.copied(from, stream);
     if (from.sealing) {
       const seal_plan plan{
           {from.sealing->segment->view.first_token, from.sealing->segment->view.n_tokens},
@@ -179,11 +82,7 @@ class layer_writer {
 
   /// @brief Room for n tokens more in the tail.  @throw cuda_error, nothing changed
   void reserve(layer_type& layer, std::size_t n, stream_type stream) {
-    const std::size_t needed = layer.n_tail() + n + run_rows;
-    const std::size_t old = layer.view.tail.capacity;
-    if (needed > old) {
-      replace_tail(layer, std::max({needed, old + old / 2, least_tail()}), stream);
-    }
+    memory_.reserve_tail(layer, layer.n_tail() + n, stream);
   }
 
   /// @brief Tokens of an append that may be taken at once: more would make the tail longer than a segment.
@@ -227,7 +126,7 @@ class layer_writer {
       if (layer.sealing && layer.length() >= layer.sealing->publish_length) {
         earliest = std::max(earliest, layer.sealing->publish_length);
         publish(layer, std::exchange(layer.sealing, std::nullopt).value(), stream);
-        shrink_tail(layer, stream);
+        memory_.shrink_tail(layer, stream);
       }
       if (layer.sealing) {
         break;
@@ -259,16 +158,13 @@ class layer_writer {
     for (; pending > 0; pending = pending_tokens(layer)) {
       seal_now(layer, std::min<std::size_t>(pending, segment_size_type::prefill), stream);
     }
-    shrink_tail(layer, stream);
+    memory_.shrink_tail(layer, stream);
   }
 
   /// @brief Room for what truncate(layer, n) puts back into the tail.  @throw cuda_error, nothing changed
   void reserve_cut(layer_type& layer, std::size_t n, stream_type stream) {
     const cut_place cut = cut_at(layer, n);
-    const std::size_t needed = (n > cut.begin ? n - cut.begin : 0) + run_rows;
-    if (needed > layer.view.tail.capacity) {
-      replace_tail(layer, std::max(needed, least_tail()), stream);
-    }
+    memory_.reserve_tail(layer, n > cut.begin ? n - cut.begin : 0, stream);
   }
 
   /// @brief Keeps the first n tokens; a segment that is cut is opened again, its tokens go back to the tail.
@@ -294,7 +190,7 @@ class layer_writer {
       layer.view.n_segments = static_cast<std::uint32_t>(cut.n_segments);
       layer.view.tail_begin = static_cast<std::uint32_t>(cut.begin);
       layer.view.length = static_cast<std::uint32_t>(n);
-      set(layer, stream);
+      memory_.set(layer, stream);
       runtime_.launch(stream, grid{shape_.n_kv_heads, 1}, refit_kernel<T>{shape_, layer.on_device});
       return;
     }
@@ -302,41 +198,21 @@ class layer_writer {
       drop_sealing(layer, stream);  // it would not have begun
     }
     layer.view.length = static_cast<std::uint32_t>(n);
-    set(layer, stream);
-  }
-
-  /// @brief Memory for a segment of n tokens, to be filled and adopted.  @throw cuda_error
-  std::shared_ptr<sealed_type> make_segment(std::size_t first, std::size_t n, stream_type stream) {
-    auto segment = std::make_shared<sealed_type>();
-    segment->memory =
-        device_block<Runtime>(runtime_, segment_bytes<T, cluster_count_type>(shape_, n), stream);
-    device_arena arena(segment->memory.data());
-    segment->view = lay_out_segment<T, cluster_count_type>(arena, shape_, first, n);
-    return segment;
+    memory_.set(layer, stream);
   }
 
   /// @brief Makes a whole segment part of a layer, behind the others; the layer learns nothing from it.  @throw cuda_error
   void adopt(layer_type& layer, std::shared_ptr<sealed_type> segment, stream_type stream) {
-    reserve_segment(layer, segment->view.n_tokens, stream);
+    memory_.reserve_segment(layer, segment->view.n_tokens, stream);
     seal_in_progress<T, Runtime> whole;
     whole.segment = std::move(segment);
     publish(layer, std::move(whole), stream);
   }
 
-  /// @brief Memory for what the layer learns from its segments, zero; nothing where there is some.  @throw cuda_error
-  void make_learnt(layer_type& layer, stream_type stream) {
-    if (layer.learnt.data() == nullptr) {
-      layer.learnt = device_block<Runtime>(runtime_, learnt_bytes(), stream);
-      runtime_.fill(layer.learnt.data(), 0, layer.learnt.bytes(), stream);
-      point_at_blocks(layer);
-      set(layer, stream);
-    }
-  }
-
   /// @brief Says that the layer holds n tokens, whose rows have been written.
   void set_length(layer_type& layer, std::size_t n, stream_type stream) {
     layer.view.length = static_cast<std::uint32_t>(n);
-    set(layer, stream);
+    memory_.set(layer, stream);
   }
 
   /// @brief Lets go of a layer's memory in this stream, after what still reads it.
@@ -352,6 +228,7 @@ class layer_writer {
   }
 
   [[nodiscard]] Runtime& runtime() noexcept { return runtime_; }
+  [[nodiscard]] memory_type& memory() noexcept { return memory_; }
   [[nodiscard]] const model_shape& shape() const noexcept { return shape_; }
 
  private:
@@ -380,155 +257,14 @@ class layer_writer {
     return cut;
   }
 
-  [[nodiscard]] std::size_t sink_bytes() const noexcept {
-    return std::size_t{shape_.n_kv_heads} * sink_tokens_ * shape_.width() * sizeof(T);
-  }
-
   // What decoding needs: the window, a segment and a half that waits, and what comes while it is sealed.
-  [[nodiscard]] std::size_t least_tail() const noexcept {
-    return std::min<std::size_t>(window_tokens_ + 2 * segment_size_type::decode + seal_lag, 4096);
-  }
-
-  void make_fixed(layer_type& layer, stream_type stream) {
-    const auto lay_out = [&](device_arena arena) {
-      layer.on_device = arena.take<layer_view<T>>(1);
-      layer.view.counter = arena.take<unsigned>(1);
-      layer.view.facts = arena.take<index_facts>(shape_.n_kv_heads);
-      layer.view.sink = arena.take<T>(sink_bytes() / sizeof(T));
-      return arena.used();
-    };
-    layer.fixed = device_block<Runtime>(runtime_, lay_out(device_arena(nullptr)), stream);
-    (void)lay_out(device_arena(layer.fixed.data()));
-    runtime_.fill(layer.view.counter, 0, sizeof(unsigned), stream);
-    runtime_.fill(layer.view.facts, 0, shape_.n_kv_heads * sizeof(index_facts), stream);
-  }
-
-  void make_metric(layer_type& layer, stream_type stream) {
-    const std::size_t products =
-        std::size_t{shape_.n_kv_heads} * shape_.key_dim * shape_.key_dim * sizeof(float);
-    layer.metric =
-        device_block<Runtime>(runtime_, products + shape_.n_kv_heads * sizeof(float), stream);
-    point_at_blocks(layer);
-  }
-
-  // What the view says of memory whose sizes follow from the shape.
-  void point_at_blocks(layer_type& layer) const noexcept {
-    layer.view.segments = layer.segment_table.template as<segment_view<T>>();
-    layer.view.top_runs = layer.top_runs.template as<node_run<T>>();
-    layer.view.learnt.products = layer.learnt.template as<float>();
-    layer.view.learnt.weights = layer.learnt.data() == nullptr
-                                    ? nullptr
-                                    : layer.view.learnt.products + learnt_view::n_products(shape_);
-    layer.view.metric.products = layer.metric.template as<float>();
-    layer.view.metric.weights = layer.metric.data() == nullptr
-                                    ? nullptr
-                                    : layer.view.metric.products + std::size_t{shape_.n_kv_heads} *
-                                                                       shape_.key_dim *
-                                                                       shape_.key_dim;
-  }
-
-  [[nodiscard]] std::size_t learnt_bytes() const noexcept {
-    return (learnt_view::n_products(shape_) + std::size_t{shape_.n_kv_heads} * shape_.n_levels) *
-           sizeof(float);
-  }
-
-  void set(const layer_type& layer, stream_type stream) {
-    runtime_.launch(stream, grid{}, set_layer_kernel<T>{layer.on_device, layer.view});
-  }
-
-  // A ring of at least n tokens; what it replaces is moved out, rows are not copied.
-  void reserve_tail(layer_type& layer, std::size_t n, stream_type stream,
-                    device_block<Runtime>* replaced) {
-    n = (n + run_rows - 1) / run_rows * run_rows;
-    device_block<Runtime> tail(runtime_, n * shape_.n_kv_heads * shape_.width() * sizeof(T),
-                               stream);
-    if (replaced != nullptr) {
-      *replaced = std::move(layer.tail);
-      replaced->follow(stream);
-    }
-    layer.tail = std::move(tail);
-    layer.view.tail = {layer.tail.template as<T>(), static_cast<std::uint32_t>(n)};
-  }
-
-  // Moves the tail to a ring of at least n tokens.
-  void replace_tail(layer_type& layer, std::size_t n, stream_type stream) {
-    device_block<Runtime> replaced;
-    const token_ring<T> before = layer.view.tail;
-    reserve_tail(layer, n, stream, &replaced);
-    copy_tail(before, layer.view.tail, layer.view.tail_begin,
-              static_cast<std::uint32_t>(layer.n_tail()), stream);
-    if (layer.sealing) {
-      runtime_.wait(stream, layer.sealing->done);  // it reads from the ring that goes now
-    }
-    set(layer, stream);
-  }
-
-  // A prompt's tail is far longer than decoding needs: gives the rest back. Where there is no memory to do so, nothing is
-  // lost but room.
-  void shrink_tail(layer_type& layer, stream_type stream) {
-    const std::size_t needed = std::max(layer.n_tail() + run_rows, least_tail());
-    if (layer.view.tail.capacity > 2 * needed) {
-      try {
-        replace_tail(layer, needed, stream);
-      } catch (const cuda_error&) {
-      } catch (const std::bad_alloc&) {}
-    }
-  }
-
-  void copy_tail(const token_ring<T>& from, const token_ring<T>& to, std::uint32_t first,
-                 std::uint32_t n, stream_type stream) {
-    runtime_.launch(stream, grid{n, 1},
-                    copy_ring_kernel<T>{from, to, first, shape_.n_kv_heads, shape_.width()});
-  }
-
-  // Memory for one more segment of n tokens in the layer's tables, and for what it teaches.
-  void reserve_segment(layer_type& layer, std::size_t n, stream_type stream) {
-    bool changed = false;
-    if (layer.segments.size() == layer.segment_capacity) {
-      const std::size_t capacity = std::max<std::size_t>(16, 2 * layer.segment_capacity);
-      device_block<Runtime> table(runtime_, capacity * sizeof(segment_view<T>), stream);
-      runtime_.copy(table.data(), layer.segment_table.data(),
-                    layer.segments.size() * sizeof(segment_view<T>), stream);
-      layer.segment_table.follow(stream);
-      layer.segment_table = std::move(table);
-      layer.segment_capacity = capacity;
-      changed = true;
-    }
-    const auto runs_of = [](std::size_t n_tokens) {
-      return (most_nodes<cluster_count_type>(n_tokens, cluster_count_type::n_levels - 1) +
-              run_rows - 1) /
-             run_rows;
-    };
-    std::size_t n_runs = runs_of(n);
-    for (const auto& segment : layer.segments) {
-      n_runs += runs_of(segment->view.n_tokens);
-    }
-    if (n_runs > layer.view.top_capacity) {
-      const std::size_t old = layer.view.top_capacity;
-      const std::size_t capacity = std::max({n_runs, 2 * old, std::size_t{64}});
-      device_block<Runtime> runs(runtime_, shape_.n_kv_heads * capacity * sizeof(node_run<T>),
-                                 stream);
-      for (std::size_t head = 0; head < shape_.n_kv_heads; ++head) {
-        runtime_.copy(runs.template as<node_run<T>>() + head * capacity,
-                      layer.top_runs.template as<node_run<T>>() + head * old,
-                      old * sizeof(node_run<T>), stream);
-      }
-      layer.top_runs.follow(stream);
-      layer.top_runs = std::move(runs);
-      layer.view.top_capacity = static_cast<std::uint32_t>(capacity);
-      changed = true;
-    }
-    make_learnt(layer, stream);
-    if (changed) {
-      point_at_blocks(layer);
-      set(layer, stream);
-    }
-    layer.segments.reserve(layer.segments.size() + 1);
+  [[nodiscard]] static std::size_t least_tail(std::size_t window_tokens) noexcept {
+    return std::min<std::size_t>(window_tokens + 2 * segment_size_type::decode + seal_lag, 4096);
   }
 
   // Begins to seal tokens beside the stream.
   seal_in_progress<T, Runtime> begin(layer_type& layer, const seal_plan& plan, stream_type stream) {
-    reserve_segment(layer, plan.tokens.n, stream);
+    memory_.reserve_segment(layer, plan.tokens.n, stream);
     seal_in_progress<T, Runtime> sealing = make_seal(plan.tokens, stream);
     metric_view metric = layer.view.metric;
     if (layer.metric.data() != nullptr) {
@@ -564,7 +300,7 @@ class layer_writer {
   }
 
   void seal_now(layer_type& layer, std::size_t n, stream_type stream) {
-    reserve_segment(layer, n, stream);
+    memory_.reserve_segment(layer, n, stream);
     seal_in_progress<T, Runtime> sealing = make_seal({layer.view.tail_begin, n}, stream);
     run_seal(layer, sealing, layer.view.metric, stream);
     publish(layer, std::move(sealing), stream);
@@ -572,10 +308,8 @@ class layer_writer {
 
   seal_in_progress<T, Runtime> make_seal(const token_range& tokens, stream_type stream) {
     seal_in_progress<T, Runtime> sealing;
-    sealing.segment = make_segment(tokens.first, tokens.n, stream);
-    sealing.learnt_memory = device_block<Runtime>(runtime_, learnt_bytes(), stream);
-    sealing.learnt.products = sealing.learnt_memory.template as<float>();
-    sealing.learnt.weights = sealing.learnt.products + learnt_view::n_products(shape_);
+    sealing.segment = memory_.make_segment(tokens.first, tokens.n, stream);
+    std::tie(sealing.learnt_memory, sealing.learnt) = memory_.make_lesson(stream);
     return sealing;
   }
 
@@ -635,6 +369,7 @@ class layer_writer {
   std::size_t n_layers_;
   std::size_t sink_tokens_;
   std::size_t window_tokens_;
+  memory_type memory_;
   sealer_type sealer_;
 };
 
