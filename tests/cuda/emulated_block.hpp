@@ -111,6 +111,11 @@ class emulated_block {
     return std::exchange(*at, std::max(*at, x));
   }
   unsigned atomic_or(unsigned* at, unsigned x) const { return std::exchange(*at, *at | x); }
+  template <class T>
+    requires std::same_as<T, unsigned> || std::same_as<T, unsigned long long>
+  T atomic_exchange(T* at, T x) const {
+    return std::exchange(*at, x);
+  }
   void fence() const {}
   template <class T>
   T load_fresh(const T* at) const {

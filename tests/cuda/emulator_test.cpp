@@ -242,7 +242,10 @@ TEST_CASE("Atomics return the old value; load_fresh and load16 read") {
     unsigned long long wide = 0xFFFF'FFFFU;
     unsigned largest = 7;
     unsigned bits = 0;
+    unsigned token = 64;  // handed from thread to thread
+    unsigned long long wide_token = 64;
     std::array<unsigned, 64> old{};
+    std::array<unsigned, 64> taken{};
     const std::vector<float> source = random_numbers<float>(256, -1.0F, 1.0F);
     std::vector<float> copied(256);
     struct alignas(16) {
@@ -250,12 +253,14 @@ TEST_CASE("Atomics return the old value; load_fresh and load16 read") {
     } aligned{};
     std::copy(source.begin(), source.end(), aligned.x);
     emulate({},
-            kernel_of([&sum, &wide, &largest, &bits, o = old.data(), in = aligned.x,
-                       out = copied.data()](auto& b) {
+            kernel_of([&sum, &wide, &largest, &bits, &token, &wide_token, o = old.data(),
+                       t = taken.data(), in = aligned.x, out = copied.data()](auto& b) {
               o[b.thread()] = b.atomic_add(&sum, 2U);
               b.atomic_add(&wide, 1ULL);
               b.atomic_max(&largest, b.thread());
               b.atomic_or(&bits, 1U << b.lane());
+              t[b.thread()] = b.atomic_exchange(&token, b.thread());
+              b.atomic_exchange(&wide_token, 1ULL + b.thread());
               b.fence();
               const device::words4 w = b.load16(in + 4 * b.thread());
               std::memcpy(out + 4 * b.thread(), w.word, 16);
@@ -270,6 +275,12 @@ TEST_CASE("Atomics return the old value; load_fresh and load16 read") {
     CHECK(bits == 0xFFFF'FFFFU);
     std::sort(old.begin(), old.end());
     for (unsigned t = 0; t < 64; ++t) CHECK(old[t] == 2 * t);
+    // Whoever came last left its number; every other one was seen by its successor.
+    CHECK(wide_token == 1ULL + token);
+    std::vector<unsigned> seen(taken.begin(), taken.end());
+    seen.push_back(token);
+    std::sort(seen.begin(), seen.end());
+    for (unsigned t = 0; t <= 64; ++t) CHECK(seen[t] == t);
     CHECK(copied == source);
   }
 }

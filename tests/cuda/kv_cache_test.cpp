@@ -167,6 +167,34 @@ TEST_CASE("a batch longer than a launch takes") {
   CHECK(cache.collect().groups == 260);
 }
 
+TEST_CASE("collect in one stream while another one steps: every step is counted once") {
+  const wavekv::geometry sizes = small_device_geometry();
+  const host_tokens tokens(sizes, 60, 81);
+  for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+    INFO("seed ", seed);
+    const emulated_runtime runtime(emulation_of(seed));
+    cache_type cache(sizes, small_device_options<cache_type>(runtime));
+    caller calls(cache, runtime.make_stream());
+    const emulated_stream other = runtime.make_stream();
+    const sequence_id sequence = cache.create(calls.stream());
+    calls.append(sequence, 0, tokens, 0, 40);
+    std::vector<device_rows<emulated_runtime>> answers;
+    std::uint64_t groups = 0;
+    float largest = 0.0F;
+    for (std::size_t t = 0; t < 20; ++t) {
+      answers.push_back(calls.attend(sequence, 0, tokens, t));
+      const wavekv::step_stats seen = cache.collect(other);
+      groups += seen.groups;
+      largest = std::max(largest, seen.predicted_error);
+    }
+    const wavekv::step_stats rest = cache.collect(calls.stream());
+    CHECK(groups + rest.groups == 20 * sizes.n_kv_heads);
+    CHECK(rest.groups < 20 * sizes.n_kv_heads);  // else nothing was taken on the way
+    CHECK(cache.collect(calls.stream()).groups == 0);
+    cache.synchronize(calls.stream());
+  }
+}
+
 TEST_CASE("fork, truncate and release while a segment is being sealed") {
   const wavekv::geometry sizes = small_device_geometry();
   const host_tokens tokens(sizes, 140, 9);

@@ -10,8 +10,8 @@
 #include <wavekv/attention/row_tile.cuh>
 #include <wavekv/cache/layer_view.cuh>
 #include <wavekv/cuda/block.hpp>
+#include <wavekv/cuda/caller_rows.cuh>
 #include <wavekv/cuda/runtime.hpp>
-#include <wavekv/index/query_leaning.cuh>
 #include <wavekv/index/search_runner.cuh>
 
 /// @file prefill.cuh

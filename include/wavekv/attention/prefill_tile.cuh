@@ -9,7 +9,7 @@
 #include <wavekv/cache/layer_view.cuh>
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cuda/block.hpp>
-#include <wavekv/index/query_leaning.cuh>
+#include <wavekv/cuda/caller_rows.cuh>
 
 /// @file prefill_tile.cuh
 /// @brief How a prefill is cut into tiles: of query rows, and of the tokens that they see.

@@ -12,8 +12,8 @@
 #include <wavekv/attention/row_tile.cuh>
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cuda/block.hpp>
+#include <wavekv/cuda/caller_rows.cuh>
 #include <wavekv/index/group_search.cuh>
-#include <wavekv/index/query_leaning.cuh>
 
 /// @file prefill_warp.cuh
 /// @brief What a warp does of a prefill: online softmax over tiles in shared memory, on tensor cores.

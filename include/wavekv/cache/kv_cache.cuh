@@ -18,7 +18,9 @@
 
 #include <wavekv/attention/prefill.cuh>
 #include <wavekv/buffer/placement.hpp>
+#include <wavekv/cache/attend_arguments.hpp>
 #include <wavekv/cache/attend_workspace.cuh>
+#include <wavekv/cache/cache_options.cuh>
 #include <wavekv/cache/checks.hpp>
 #include <wavekv/cache/kv_cache.hpp>
 #include <wavekv/cache/layer_transfer.cuh>
@@ -27,47 +29,23 @@
 #include <wavekv/cache/saved_sequence.hpp>
 #include <wavekv/cache/sequence_table.hpp>
 #include <wavekv/cache/statistics.hpp>
+#include <wavekv/cache/step_report.cuh>
 #include <wavekv/core/geometry.hpp>
 #include <wavekv/core/ids.hpp>
 #include <wavekv/cuda/backend.hpp>
+#include <wavekv/cuda/caller_rows.cuh>
 #include <wavekv/cuda/device_view.hpp>
 #include <wavekv/file/fingerprint.hpp>
 #include <wavekv/index/bounds/error_bound.cuh>
 #include <wavekv/index/bounds/fixed_budget.cuh>
 #include <wavekv/index/bounds/verified_bound.cuh>
+#include <wavekv/index/search_room.cuh>
 #include <wavekv/index/search_runner.cuh>
 
 /// @file kv_cache.cuh
 /// @brief The KV cache on a device: the same type with another backend, the same verbs on a stream.
 
 namespace wavekv {
-
-/// @brief Run-time choices of a cache on a device; those of cache_options, and the device.
-template <class Bound, class Runtime>
-struct device_cache_options {
-  std::size_t sink_tokens = 4;        ///< first tokens of a sequence, always read exactly
-  std::size_t window_tokens = 64;     ///< newest tokens, always read exactly
-  Bound bound{};                      ///< used by attend unless the call names another
-  Runtime runtime{};                  ///< the device, and where its memory comes from
-  std::uint64_t seed = 0;             ///< of everything that is sampled
-  std::size_t max_sequences = 65536;  ///< sequences alive at once, at least 1
-  std::size_t max_tokens = std::size_t{1}
-                           << 31U;  ///< tokens a sequence may hold per layer, at least 1
-  /// @brief Blocks that share a search, at most; 0: as many as fill the device together with the batch's other searches.
-  /// The answer depends on it by the rounding of sums.
-  unsigned n_splits = 0;
-
-  /// @brief Checks every field.  @throw config_error
-  void validate() const {
-    cache_options<Bound, int> same;
-    same.sink_tokens = sink_tokens;
-    same.window_tokens = window_tokens;
-    same.bound = bound;
-    same.max_sequences = max_sequences;
-    same.max_tokens = max_tokens;
-    same.validate();
-  }
-};
 
 /// @brief Where attend_partial writes on a device: as partial_output.
 struct device_partial_output {
@@ -121,8 +99,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
         runtime_(options_.runtime),
         shape_(shape_of(geometry_)),
         writer_(runtime_, shape_, geometry_.n_layers, options_.sink_tokens, options_.window_tokens),
-        report_(runtime_, 2 * sizeof(device::step_counts), {}) {
-    runtime_.fill(report_.data(), 0, report_.bytes(), {});
+        report_(runtime_, {}) {
     if (!geometry_.sink_logits.empty()) {
       const std::size_t bytes = geometry_.sink_logits.size() * sizeof(float);
       sink_logits_ = device::device_block<Runtime>(runtime_, bytes, {});
@@ -277,45 +254,8 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   /// @throw value_error when a query, key or value was not finite; capacity_error when a sequence had outgrown the workspace
   ///        of a captured step. What steps did is then forgotten, too.
   step_stats collect(stream_type stream = {}) {
-    device::step_counts counts{};
     runtime_.wait(stream, made_);
-    auto* const report = report_.template as<device::step_counts>();
-    // The host sees a copy, so that it has waited for the last thing that is done here.
-    runtime_.copy(report + 1, report, sizeof(counts), stream);
-    runtime_.fill(report, 0, sizeof(counts), stream);
-    runtime_.copy_out(&counts, report + 1, sizeof(counts), stream);
-    const auto has = [&](device::fault one) {
-      return (counts.faults & static_cast<unsigned>(one)) != 0;
-    };
-    if (has(device::fault::query_not_finite)) {
-      throw value_error("attend: a query element is not finite; allowed: finite numbers");
-    }
-    if (has(device::fault::key_not_finite)) {
-      throw value_error(detail::message("append: a key or value element is not finite as ",
-                                        scalar_traits<Scalar>::name,
-                                        "; allowed: finite numbers that fit; it was stored as 0"));
-    }
-    if (has(device::fault::workspace_too_small)) {
-      throw capacity_error("attend: a sequence has outgrown its workspace; allowed: as many tokens "
-                           "as it was made for");
-    }
-    step_stats stats;
-    stats.groups = counts.groups;
-    stats.tokens_held = counts.tokens_held;
-    stats.tokens_read = counts.tokens_read;
-    stats.tokens_sampled = counts.tokens_sampled;
-    stats.clusters_read = counts.clusters_read;
-    stats.clusters_estimated = counts.clusters_estimated;
-    stats.clusters_dropped = counts.clusters_dropped;
-    stats.summaries_read = counts.summaries_read;
-    stats.bytes_read = counts.bytes_read;
-    stats.hits = counts.clusters_read;
-    stats.rounds = counts.rounds;
-    stats.capped = counts.capped;
-    stats.predicted_error = std::bit_cast<float>(counts.predicted_error);
-    stats.sampled_error = std::bit_cast<float>(counts.sampled_error);
-    stats.dropped_mass = std::bit_cast<float>(counts.dropped_mass);
-    return stats;
+    return report_.template take<Scalar>(stream);
   }
 
   /// @brief Blocks until the stream, and what is sealed beside it, is done.
@@ -465,12 +405,11 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   template <class Q, class U, class... More>
   void attend(std::span<const query_run> batch, std::size_t layer, device_view<Q, 3> queries,
               device_view<U, 3> out, More&&... more) {
-    check_options<More...>();
+    const auto arguments = given(more...);
     const std::size_t n = detail::count_queries(batch);
     detail::check_shape("out", out, n, geometry_.n_query_heads, geometry_.value_dim);
-    const device_view<float, 2> lse = pick<device_view<float, 2>>(more...);
-    detail::check_optional_shape("lse", lse, n, geometry_.n_query_heads);
-    search(batch, layer, n, queries, answer_to(layer, out, lse), more...);
+    detail::check_optional_shape("lse", arguments.lse, n, geometry_.n_query_heads);
+    search(batch, layer, n, queries, answer_to(layer, out, arguments.lse), arguments);
   }
 
   /// @brief attend for one sequence; its number of queries is that of the view.
@@ -486,7 +425,6 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   template <class Q, class... More>
   void attend_partial(std::span<const query_run> batch, std::size_t layer,
                       device_view<Q, 3> queries, const device_partial_output& out, More&&... more) {
-    check_options<More...>();
     const std::size_t n = detail::count_queries(batch);
     detail::check_partial_output(out, n, geometry_);
     device::answer_arrays answer;
@@ -496,8 +434,8 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
       answer.max_strides[i] = out.max.stride(i);
       answer.denominator_strides[i] = out.denominator.stride(i);
     }
-    answer.numerator = rows_of(out.numerator);
-    search(batch, layer, n, queries, answer, more...);
+    answer.numerator = device::rows_of(out.numerator);
+    search(batch, layer, n, queries, answer, given(more...));
   }
 
   /// @brief Exact causal attention of a chunk over the cache and itself, then append of the chunk. The queries also teach a
@@ -512,9 +450,9 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   void prefill(sequence_id sequence, std::size_t layer, device_view<Q, 3> queries,
                device_view<K, 3> keys, device_view<V, 3> values, device_view<U, 3> out,
                More&&... more) {
-    check_options<More...>();
-    const auto stream = pick<stream_type>(more...);
-    const device_view<float, 2> lse = pick<device_view<float, 2>>(more...);
+    const auto arguments = given(more...);
+    const stream_type stream = arguments.stream;
+    const device_view<float, 2>& lse = arguments.lse;
     const query_run whole{sequence, keys.extent(0)};
     const std::size_t n = check_append(std::span(&whole, 1), layer, keys, values);
     detail::check_shape("queries", queries, n, geometry_.n_query_heads, geometry_.key_dim);
@@ -531,10 +469,10 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
               stream);
         const device::answer_arrays answer =
             answer_to(layer, out.slice(done, piece), lse.slice(done, piece));
-        device::launch_prefill<Scalar>(runtime_, shape_, state.on_device,
-                                       static_cast<std::uint32_t>(piece),
-                                       rows_of(queries.slice(done, piece)), geometry_.logit_scale(),
-                                       answer, report_.template as<device::step_counts>(), stream);
+        device::launch_prefill<Scalar>(
+            runtime_, shape_, state.on_device, static_cast<std::uint32_t>(piece),
+            device::rows_of(queries.slice(done, piece)), geometry_.logit_scale(), answer,
+            report_.on_device(), stream);
         teach(state, queries, done, piece, stream);
         writer_.settle(state, layer, false, stream);
         done += piece;
@@ -586,22 +524,12 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     return shape;
   }
 
-  template <class T>
-  static device::caller_rows rows_of(const device_view<T, 3>& view) {
-    using element = std::remove_const_t<T>;
-    static_assert(std::is_same_v<element, float> || std::is_same_v<element, bf16> ||
-                      std::is_same_v<element, f16>,
-                  "kv_cache: device views are of float, wavekv::bf16 or wavekv::f16");
-    return {const_cast<element*>(view.data()), device::kind_of<element>, view.stride(0),
-            view.stride(1)};
-  }
-
   // Where a layer's outputs, and the lse where it is wanted, are written.
   template <class U>
   [[nodiscard]] device::answer_arrays answer_to(std::size_t layer, const device_view<U, 3>& out,
                                                 const device_view<float, 2>& lse) const {
     device::answer_arrays answer;
-    answer.out = rows_of(out);
+    answer.out = device::rows_of(out);
     answer.lse = lse.data();
     answer.lse_strides[0] = lse.stride(0);
     answer.lse_strides[1] = lse.stride(1);
@@ -610,80 +538,6 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
           sink_logits_.template as<const float>() + layer * geometry_.n_query_heads;
     }
     return answer;
-  }
-
-  static device::caller_rows from_row(device::caller_rows rows, std::size_t first) {
-    const std::size_t bytes = rows.kind == device::element_kind::float32 ? 4 : 2;
-    if (rows.data != nullptr) {
-      rows.data = static_cast<std::byte*>(rows.data) + first * rows.row_stride * bytes;
-    }
-    return rows;
-  }
-
-  // The answers from a query on.
-  static device::answer_arrays from_row(device::answer_arrays answer, std::size_t first) {
-    const auto move = [first](float*& to, const unsigned long long(&strides)[2]) {
-      to = to == nullptr ? nullptr : to + first * strides[0];
-    };
-    answer.out = from_row(answer.out, first);
-    answer.numerator = from_row(answer.numerator, first);
-    move(answer.lse, answer.lse_strides);
-    move(answer.max, answer.max_strides);
-    move(answer.denominator, answer.denominator_strides);
-    return answer;
-  }
-
-  // What may stand behind an attend's required arguments; anything else would be passed over in silence.
-  template <class More>
-  static constexpr bool is_option =
-      std::is_same_v<std::remove_cvref_t<More>, device_view<float, 2>> ||
-      std::is_same_v<std::remove_cvref_t<More>, stream_type> ||
-      std::is_same_v<std::remove_reference_t<More>, workspace_type> ||
-      estimation_bound<std::remove_cvref_t<More>>;
-
-  template <class... More>
-  static constexpr void check_options() {
-    static_assert((is_option<More> && ...),
-                  "kv_cache: an optional argument is a device_view<float, 2>, a bound, a workspace "
-                  "that is not const, or the cache's stream_type");
-  }
-
-  // The argument of a type among optional ones, or a default one.
-  template <class T, class First, class... More>
-  static T pick(const First& first, const More&... more) {
-    if constexpr (std::is_same_v<First, T>) {
-      return first;
-    } else {
-      return pick<T>(more...);
-    }
-  }
-  template <class T>
-  static T pick() {
-    return T{};
-  }
-
-  template <class First, class... More>
-  static workspace_type* pick_workspace(First& first, More&... more) {
-    if constexpr (std::is_same_v<First, workspace_type>) {
-      return &first;
-    } else {
-      return pick_workspace(more...);
-    }
-  }
-  static workspace_type* pick_workspace() { return nullptr; }
-
-  // Calls visit with the bound among optional arguments, or with the cache's.
-  template <class Visit, class First, class... More>
-  void with_bound(Visit&& visit, const First& first, const More&... more) const {
-    if constexpr (estimation_bound<First>) {
-      visit(first);
-    } else {
-      with_bound(std::forward<Visit>(visit), more...);
-    }
-  }
-  template <class Visit>
-  void with_bound(Visit&& visit) const {
-    visit(options_.bound);
   }
 
   [[nodiscard]] bool is_capturing(stream_type stream) const {
@@ -704,16 +558,11 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     const std::size_t n = detail::count_queries(batch);
     detail::check_shape("keys", keys, n, geometry_.n_kv_heads, geometry_.key_dim);
     detail::check_shape("values", values, n, geometry_.n_kv_heads, geometry_.value_dim);
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      detail::check_room(batch[i].n_queries, find_layer(batch[i].sequence, layer).length(),
+    for (const query_run& run : batch) {
+      detail::check_room(run.n_queries, find_layer(run.sequence, layer).length(),
                          options_.max_tokens);
-      for (std::size_t j = 0; j < i; ++j) {
-        if (batch[j].sequence == batch[i].sequence) {
-          throw sequence_error(detail::message("append: sequence ", batch[i].sequence,
-                                               " stands twice in the batch; allowed: once"));
-        }
-      }
     }
+    detail::check_each_once(batch);
     return n;
   }
 
@@ -746,7 +595,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     for (std::size_t begin = 0; begin < batch.size(); begin += kernel_type::most_runs) {
       kernel_type kernel;
       kernel.shape = shape_;
-      kernel.report = report_.template as<device::step_counts>();
+      kernel.report = report_.on_device();
       std::size_t n = 0;
       for (const query_run& run : batch.subspan(
                begin, std::min<std::size_t>(kernel_type::most_runs, batch.size() - begin))) {
@@ -758,8 +607,8 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
         n += run.n_queries;
       }
       if (n != 0) {
-        kernel.keys = rows_of(keys.slice(first, n));
-        kernel.values = rows_of(values.slice(first, n));
+        kernel.keys = device::rows_of(keys.slice(first, n));
+        kernel.values = device::rows_of(values.slice(first, n));
         runtime_.launch(stream, device::grid{static_cast<unsigned>(n), 1}, kernel);
       }
       first += n;
@@ -810,43 +659,25 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     }
   }
 
-  // Room for searches over sequences of up to n_tokens tokens, however these were appended.
   [[nodiscard]] device::search_room room(std::size_t n_queries, std::size_t n_tokens) const {
-    using counts = typename Index::cluster_count_type;
-    device::search_room room;
-    room.n_queries = static_cast<unsigned>(n_queries);
-    const std::size_t n_searches = std::max<std::size_t>(n_queries * geometry_.n_kv_heads, 1);
-    // As many as fill the device; and where sequences differ, so many that a long one is not left to few blocks.
-    constexpr std::size_t tokens_per_block = 32768;
-    const std::size_t blocks =
-        std::max(runtime_.n_multiprocessors() / n_searches, n_tokens / tokens_per_block);
-    room.n_splits = options_.n_splits != 0
-                        ? options_.n_splits
-                        : static_cast<unsigned>(std::clamp<std::size_t>(blocks, 1, 32));
-    // Halves of decode segments are the smallest but for what seal() makes: of one node of the top level, at least.
-    const std::size_t least = std::min<std::size_t>((Index::segment_size_type::decode + 1) / 2,
-                                                    counts::tokens_at(counts::n_levels - 1));
-    const std::size_t n_segments = n_tokens / least + 2;
-    std::size_t n_above = 0;
-    for (std::size_t level = counts::n_levels; level-- > 0;) {
-      const std::size_t n_nodes = n_tokens / counts::tokens_at(level) + n_segments;
-      // Runs end where families do: one more for each node above, or for each segment.
-      const std::size_t n_runs =
-          n_nodes / device::run_rows + (level + 1 == counts::n_levels ? n_segments : n_above) + 1;
-      room.n_columns[level] = static_cast<std::uint32_t>(n_runs * device::run_rows);
-      n_above = n_nodes;
-    }
-    room.n_token_runs = static_cast<std::uint32_t>(n_tokens / device::run_rows + n_above + 1);
-    return room;
+    const unsigned n_splits = options_.n_splits != 0
+                                  ? options_.n_splits
+                                  : device::splits_for(n_queries * geometry_.n_kv_heads, n_tokens,
+                                                       runtime_.n_multiprocessors());
+    return device::room_for<Index>(n_queries, n_tokens, n_splits);
   }
 
-  template <class Q, class... More>
+  // What stands behind an attend's required arguments.
+  template <class... More>
+  auto given(More&... more) const {
+    return detail::attend_arguments_of<stream_type, workspace_type>(options_.bound, more...);
+  }
+
+  template <class Q, class Arguments>
   void search(std::span<const query_run> batch, std::size_t layer, std::size_t n,
               const device_view<Q, 3>& queries, const device::answer_arrays& answer,
-              More&... more) {
+              const Arguments& arguments) {
     detail::check_shape("queries", queries, n, geometry_.n_query_heads, geometry_.key_dim);
-    const auto stream = pick<stream_type>(more...);
-    workspace_type* const given = pick_workspace(more...);
     std::size_t longest = 0;
     for (const query_run& run : batch) {
       const layer_type& state = find_layer(run.sequence, layer);
@@ -857,23 +688,19 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
     if (n == 0) {
       return;
     }
-    if (given == nullptr && is_capturing(stream)) {
-      throw config_error(
-          "attend: no workspace while the stream is captured; allowed: one that outlives "
-          "the graph (make_workspace)");
+    detail::validate_bound(arguments.bound);
+    workspace_type* workspace = arguments.workspace;
+    std::optional<workspace_type> own;
+    if (workspace == nullptr) {
+      if (is_capturing(arguments.stream)) {
+        throw config_error(
+            "attend: no workspace while the stream is captured; allowed: one that outlives "
+            "the graph (make_workspace)");
+      }
+      workspace = &own.emplace(make_workspace(n, longest, arguments.stream));
     }
-    with_bound(
-        [&](const auto& bound) {
-          detail::validate_bound(bound);
-          std::optional<workspace_type> own;
-          if (given == nullptr) {
-            own.emplace(make_workspace(n, longest, stream));
-          }
-          workspace_type& workspace = given != nullptr ? *given : *own;
-          workspace.check(n, longest);
-          launch(batch, layer, queries, answer, bound, workspace, stream);
-        },
-        more...);
+    workspace->check(n, longest);
+    launch(batch, layer, queries, answer, arguments.bound, *workspace, arguments.stream);
   }
 
   template <class Q, class Bound>
@@ -898,14 +725,13 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
       }
       device::search_batch<Scalar> part;
       part.runs = std::span(runs).first(n_runs);
-      part.queries = rows_of(queries.slice(first, n));
+      part.queries = device::rows_of(queries.slice(first, n));
       part.scale = geometry_.logit_scale();
-      part.answer = from_row(answer, first);
+      part.answer = answer.from(first);
       part.seed = options_.seed;
       part.layer = static_cast<std::uint32_t>(layer);
-      device::launch_searches(runtime_,
-                              workspace.space(n, report_.template as<device::step_counts>()), part,
-                              bound, stream);
+      device::launch_searches(runtime_, workspace.space(n, report_.on_device()), part, bound,
+                              stream);
       first += n;
     }
   }
@@ -915,7 +741,7 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   mutable Runtime runtime_;
   device::model_shape shape_;
   writer_type writer_;
-  device::device_block<Runtime> report_;
+  device::step_report<Runtime> report_;
   device::device_block<Runtime> sink_logits_;
   typename Runtime::event_type made_;  // report and sink logits are there
   sequence_table<sequence_state> sequences_;

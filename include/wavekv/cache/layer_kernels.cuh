@@ -8,7 +8,7 @@
 #include <wavekv/cache/layer_view.cuh>
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cuda/block.hpp>
-#include <wavekv/index/query_leaning.cuh>
+#include <wavekv/cuda/caller_rows.cuh>
 #include <wavekv/index/search_space.cuh>
 
 /// @file layer_kernels.cuh

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include <wavekv/core/errors.hpp>
 #include <wavekv/core/ids.hpp>
@@ -25,6 +27,24 @@ inline std::size_t count_queries(std::span<const query_run> batch) noexcept {
     n += run.n_queries;
   }
   return n;
+}
+
+/// @brief Checks that no sequence stands twice in a batch. Complexity: O(n log n).  @throw sequence_error, std::bad_alloc
+inline void check_each_once(std::span<const query_run> batch) {
+  if (batch.size() < 2) {
+    return;
+  }
+  std::vector<sequence_id> sequences;
+  sequences.reserve(batch.size());
+  for (const query_run& run : batch) {
+    sequences.push_back(run.sequence);
+  }
+  std::ranges::sort(sequences, {}, &sequence_id::slot);  // all are alive: one a slot
+  const auto twice = std::ranges::adjacent_find(sequences);
+  if (twice != sequences.end()) {
+    throw sequence_error(
+        message("append: sequence ", *twice, " stands twice in the batch; allowed: once"));
+  }
 }
 
 /// @brief Checks that a run's queries may lie where they do. A sealed segment shows all of its tokens or none, so that what

@@ -54,6 +54,7 @@ struct alignas(16) words4 {
 /// | `b.commit_copies()`                | what this thread started since the last commit is one group                 |
 /// | `b.template wait_copies<N>()`      | waits until at most N of this thread's groups are on their way              |
 /// | `b.atomic_add(p, x)`, `b.atomic_max(p, x)`, `b.atomic_or(p, x)` | global or shared, unsigned (add: also unsigned long long); the old value |
+/// | `b.atomic_exchange(p, x)`          | likewise, unsigned or unsigned long long: *p is x; the old value            |
 /// | `b.fence()`                        | what this thread wrote to global memory is seen before what it writes later   |
 /// | `b.load_fresh(p)`                  | a 4- or 8-byte word of global memory that other blocks may have written     |
 /// | `b.template multiply<T>(d, a, b)`  | *warp*: d += a·b of 16-bit T (bf16 or f16) with float sums: the m16n8k16 tile of the PTX manual, `mma.sync` |
@@ -93,6 +94,7 @@ concept thread_block =
       { b.atomic_add(counter, u) } -> std::same_as<unsigned>;
       { b.atomic_max(counter, u) } -> std::same_as<unsigned>;
       { b.atomic_or(counter, u) } -> std::same_as<unsigned>;
+      { b.atomic_exchange(counter, u) } -> std::same_as<unsigned>;
       b.fence();
       { b.load_fresh(counter) } -> std::same_as<unsigned>;
       b.template multiply<bf16>(d, left, right);

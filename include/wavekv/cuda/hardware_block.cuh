@@ -103,6 +103,10 @@ class hardware_block {
   __device__ __forceinline__ unsigned atomic_or(unsigned* at, unsigned x) const {
     return atomicOr(at, x);
   }
+  template <class T>
+  __device__ __forceinline__ T atomic_exchange(T* at, T x) const {
+    return atomicExch(at, x);
+  }
   __device__ __forceinline__ void fence() const { __threadfence(); }
   template <class T>
   __device__ __forceinline__ T load_fresh(const T* at) const {

@@ -7,6 +7,7 @@
 
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cuda/block.hpp>
+#include <wavekv/cuda/caller_rows.cuh>
 #include <wavekv/index/search_space.cuh>
 
 /// @file query_leaning.cuh
@@ -14,53 +15,6 @@
 /// twin of query_leaning.hpp.
 
 namespace wavekv::device {
-
-/// @brief How elements of a caller's array are stored.
-enum class element_kind : unsigned { float32, bf16, f16 };
-
-/// @brief The kind of a scalar.
-template <class T>
-inline constexpr element_kind kind_of = element_kind::float32;
-template <>
-inline constexpr element_kind kind_of<bf16> = element_kind::bf16;
-template <>
-inline constexpr element_kind kind_of<f16> = element_kind::f16;
-
-/// @brief A caller's array of rows in device memory, [n, n_heads, dim] with any strides and contiguous rows.
-struct caller_rows {
-  void* data = nullptr;
-  element_kind kind = element_kind::float32;
-  unsigned long long row_stride = 0;   ///< elements from token to token
-  unsigned long long head_stride = 0;  ///< elements from head to head
-
-  /// @brief An element as a float.
-  [[nodiscard]] WAVEKV_DEVICE float load(unsigned long long row, unsigned head, unsigned i) const {
-    const unsigned long long at = row * row_stride + head * head_stride + i;
-    switch (kind) {
-    case element_kind::bf16:
-      return to_float(static_cast<const bf16*>(data)[at]);
-    case element_kind::f16:
-      return to_float(static_cast<const f16*>(data)[at]);
-    default:
-      return static_cast<const float*>(data)[at];
-    }
-  }
-
-  /// @brief Writes a float, rounded to the array's kind.
-  WAVEKV_DEVICE void store(unsigned long long row, unsigned head, unsigned i, float x) const {
-    const unsigned long long at = row * row_stride + head * head_stride + i;
-    switch (kind) {
-    case element_kind::bf16:
-      static_cast<bf16*>(data)[at] = from_float<bf16>(x);
-      break;
-    case element_kind::f16:
-      static_cast<f16*>(data)[at] = from_float<f16>(x);
-      break;
-    default:
-      static_cast<float*>(data)[at] = x;
-    }
-  }
-};
 
 /// @brief A sequence of a batch and how many query tokens it has; the last of them sits at its newest token.
 template <class T>

@@ -8,6 +8,7 @@
 
 #include <wavekv/attention/row_tile.cuh>
 #include <wavekv/cuda/block.hpp>
+#include <wavekv/cuda/caller_rows.cuh>
 #include <wavekv/index/query_leaning.cuh>
 #include <wavekv/index/search_space.cuh>
 
@@ -28,6 +29,20 @@ struct answer_arrays {
   unsigned long long denominator_strides[2] = {};
   caller_rows numerator;               ///< floats
   const float* sink_logits = nullptr;  ///< [n_query_heads] in device memory, or null
+
+  /// @brief Those of the queries from one on.
+  [[nodiscard]] answer_arrays from(std::size_t query) const {
+    const auto move = [query](float*& to, const unsigned long long(&strides)[2]) {
+      to = to == nullptr ? nullptr : to + query * strides[0];
+    };
+    answer_arrays rest = *this;
+    rest.out = out.from(query);
+    rest.numerator = numerator.from(query);
+    move(rest.lse, lse_strides);
+    move(rest.max, max_strides);
+    move(rest.denominator, denominator_strides);
+    return rest;
+  }
 };
 
 /// @brief *block*: moves the merged numerators of a search by what the value means of all its estimates lack: query_leaning's

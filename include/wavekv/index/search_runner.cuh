@@ -7,6 +7,7 @@
 #include <span>
 #include <type_traits>
 
+#include <wavekv/cuda/caller_rows.cuh>
 #include <wavekv/cuda/runtime.hpp>
 #include <wavekv/index/concepts.hpp>
 #include <wavekv/index/error_sampler.cuh>

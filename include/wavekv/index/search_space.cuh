@@ -8,6 +8,7 @@
 #include <wavekv/cache/layer_view.cuh>
 #include <wavekv/cuda/block.hpp>
 #include <wavekv/index/frontier.cuh>
+#include <wavekv/index/search_room.cuh>
 #include <wavekv/index/segment.cuh>
 
 /// @file search_space.cuh
@@ -84,14 +85,6 @@ struct level_space {
   zone* zones = nullptr;           ///< [n_searches, n_columns]
   std::uint32_t* corrected =
       nullptr;  ///< [n_searches, n_columns] what is corrected from the first on, what is opened from the last back
-};
-
-/// @brief How much a search space has room for.
-struct search_room {
-  unsigned n_queries = 0;  ///< query tokens
-  unsigned n_splits = 1;   ///< blocks that share a search
-  std::uint32_t n_columns[max_tree_levels] = {};
-  std::uint32_t n_token_runs = 0;
 };
 
 /// @brief The memory of all searches; a kernel argument.
