@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <random>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -22,6 +21,7 @@
 
 #include "data/captured.hpp"
 #include "data/diffuse.hpp"
+#include "data/questions.hpp"
 
 namespace {
 
@@ -116,42 +116,17 @@ struct result {
   }
 };
 
-/// Queries of even tokens teach the metric, odd ones are asked: nobody is asked what it was taught. Half of
-/// the questions come from anywhere, half from the end (of a haystack: the questions about its needles).
-std::vector<std::size_t> question_tokens(const attention_data& data, std::size_t n) {
-  std::mt19937_64 random(7);
-  std::vector<std::size_t> tokens;
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::size_t range = i < n / 2 ? data.n_tokens : std::min<std::size_t>(300, data.n_tokens);
-    const std::size_t token = data.n_tokens - 1 - static_cast<std::size_t>(random() % range);
-    tokens.push_back(std::min(token | 1U, (data.n_tokens - 2) | 1U));
-  }
-  return tokens;
-}
-
 /// One layer in a cache, its questions, and full attention's answers.
 template <class Cache>
 class measured_layer {
  public:
   measured_layer(const attention_data& data, std::size_t n_questions)
       : data_(data),
-        cache_(sizes(data)),
-        sequence_(cache_.create()),
+        cache_(geometry_of(data)),
+        sequence_(append_taught(cache_, data)),
         tokens_(question_tokens(data, n_questions)) {
-    attention_data taught = data;
-    const std::size_t row = data.n_query_heads * data.dim;
-    for (std::size_t token = 1; token < data.n_tokens; token += 2)
-      std::copy_n(data.queries.data() + (token - 1) * row, row,
-                  taught.queries.data() + token * row);
-    constexpr std::size_t chunk = 2048;
-    for (std::size_t first = 0; first < data.n_tokens; first += chunk) {
-      const std::size_t n = std::min(chunk, data.n_tokens - first);
-      cache_.append(sequence_, 0, data.key_view(first, n), data.value_view(first, n),
-                    taught.query_view(first, n));
-    }
-    cache_.seal(sequence_);
     for (const std::size_t token : tokens_) {
-      expected_.emplace_back(row);
+      expected_.emplace_back(data.n_query_heads * data.dim);
       ask(token, expected_.back(), wavekv::exact{});
     }
   }
@@ -186,15 +161,6 @@ class measured_layer {
   }
 
  private:
-  static wavekv::geometry sizes(const attention_data& data) {
-    wavekv::geometry sizes;
-    sizes.n_layers = 1;
-    sizes.n_query_heads = data.n_query_heads;
-    sizes.n_kv_heads = data.n_kv_heads;
-    sizes.key_dim = sizes.value_dim = data.dim;
-    return sizes;
-  }
-
   template <class Bound>
   wavekv::step_stats ask(std::size_t token, std::vector<float>& out, const Bound& bound) {
     return cache_.attend(sequence_, 0, data_.query_view(token, 1),

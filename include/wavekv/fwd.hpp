@@ -20,7 +20,9 @@ template <int Iterations>
 struct spherical_kmeans;
 template <int Iterations>
 struct query_metric_kmeans;
+struct consecutive;
 
+struct mean_summary;
 struct exact;
 template <class Ranking>
 struct basic_fixed_budget;
@@ -44,7 +46,8 @@ class inline_read;
 /// "Which bound by default".
 template <class SegmentSize = segment_size<8192, 1024>,
           class ClusterCount = tokens_per_cluster<16, 128>,
-          class Clusterer = query_metric_kmeans<5>, class Bound = error_bound<rank_by_max>>
+          class Clusterer = query_metric_kmeans<5>, class Bound = error_bound<rank_by_max>,
+          class Summary = mean_summary>
 struct wave_index;
 
 template <class Placement, class Eviction, class Transfer>

@@ -23,9 +23,11 @@
 #include <wavekv/index/bounds/fixed_budget.hpp>
 #include <wavekv/index/bounds/verified_bound.hpp>
 #include <wavekv/index/concepts.hpp>
+#include <wavekv/index/consecutive.hpp>
 #include <wavekv/index/query_metric_kmeans.hpp>
 #include <wavekv/index/segment_size.hpp>
 #include <wavekv/index/spherical_kmeans.hpp>
+#include <wavekv/index/summary.hpp>
 #include <wavekv/index/tokens_per_cluster.hpp>
 #include <wavekv/index/wave_index.hpp>
 #include <wavekv/version.hpp>

@@ -21,6 +21,7 @@
 #include "archetypes/executors.hpp"
 #include "archetypes/scalars.hpp"
 #include "archetypes/stores.hpp"
+#include "archetypes/summaries.hpp"
 
 // What fits each slot and what does not. Every negative below is one mistake away from a type that fits.
 // The namespace has a name because compilers warn of members that nobody uses in an unnamed one, and a misspelt
@@ -141,7 +142,7 @@ struct clusterer_misspells_queries : wavekv_test::one_cluster {
 };
 static_assert(wavekv::clusterer<wavekv::spherical_kmeans<>>);
 static_assert(wavekv::clusterer<wavekv::query_metric_kmeans<>>);
-static_assert(wavekv::clusterer<wavekv_test::runs_of_tokens>);
+static_assert(wavekv::clusterer<wavekv::consecutive>);
 static_assert(!wavekv::clusterer<clusterer_not_const>);
 static_assert(!wavekv::clusterer<clusterer_returns_int>);
 static_assert(!wavekv::clusterer<clusterer_misspelt>);
@@ -152,6 +153,29 @@ static_assert(!wavekv::detail::uses_queries<wavekv::spherical_kmeans<>>());
 static_assert(wavekv::detail::uses_queries<clusterer_wants_queries>());
 static_assert(wavekv::clusterer<clusterer_misspells_queries> &&
               !wavekv::detail::uses_queries<clusterer_misspells_queries>());
+
+// --- summary -----------------------------------------------------------------------------------------
+struct summary_score_not_const : wavekv_test::first_key {
+  std::size_t score(const kept&, const wavekv::query_rows&, float*, std::size_t) { return 0; }
+};
+struct summary_score_returns_nothing : wavekv_test::first_key {
+  void score(const kept&, const wavekv::query_rows&, float*, std::size_t) const {}
+};
+struct summary_keeps_other : wavekv_test::first_key {
+  [[nodiscard]] int keep(const wavekv::cluster_rows&) const { return 0; }
+};
+struct summary_with_argument : wavekv_test::first_key {
+  explicit summary_with_argument(int) {}
+};
+static_assert(wavekv::cluster_summary<wavekv::mean_summary>);
+static_assert(wavekv::cluster_summary<wavekv_test::first_key>);
+static_assert(!wavekv::cluster_summary<summary_score_not_const>);
+static_assert(!wavekv::cluster_summary<summary_score_returns_nothing>);
+static_assert(!wavekv::cluster_summary<summary_keeps_other>);
+static_assert(!wavekv::cluster_summary<summary_with_argument>);
+static_assert(!wavekv::cluster_summary<wavekv::exact>);
+static_assert(!wavekv::detail::scores_clusters<wavekv::mean_summary> &&
+              wavekv::detail::scores_clusters<wavekv_test::first_key>);
 
 // --- estimation bound --------------------------------------------------------------------------------
 struct bound_not_const {
@@ -552,6 +576,10 @@ static_assert(
         index_type::with_segment_size<own_sizes>::with_cluster_count<own_count>::with_clusterer<
             wavekv_test::one_cluster>::with_bound<wavekv::fixed_budget>,
         wavekv::wave_index<own_sizes, own_count, wavekv_test::one_cluster, wavekv::fixed_budget>>);
+static_assert(std::is_same_v<index_type::with_summary<wavekv_test::first_key>::with_cluster_count<
+                                 own_count>::summary_type,
+                             wavekv_test::first_key>);
+static_assert(std::is_same_v<index_type::summary_type, wavekv::mean_summary>);
 static_assert(std::is_same_v<wavekv::cpu<>::with_executor<wavekv::serial_executor>,
                              wavekv::cpu<wavekv::serial_executor>>);
 static_assert(std::is_same_v<wavekv::kv_cache<>::scalar_type, wavekv::bf16>);

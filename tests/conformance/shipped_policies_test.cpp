@@ -10,6 +10,10 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <wavekv/baselines/lsh_sampling.hpp>
+#include <wavekv/baselines/streaming.hpp>
+#include <wavekv/baselines/top_k.hpp>
+#include <wavekv/baselines/top_p_budget.hpp>
 #include <wavekv/buffer/memory_store.hpp>
 #include <wavekv/buffer/tiered.hpp>
 #include <wavekv/buffer/wave_buffer.hpp>
@@ -17,6 +21,7 @@
 #include <wavekv/index/bounds/exact.hpp>
 #include <wavekv/index/bounds/fixed_budget.hpp>
 #include <wavekv/index/bounds/verified_bound.hpp>
+#include <wavekv/index/consecutive.hpp>
 #include <wavekv/index/query_metric_kmeans.hpp>
 #include <wavekv/index/segment_size.hpp>
 #include <wavekv/index/spherical_kmeans.hpp>
@@ -74,7 +79,7 @@ TEST_CASE("clusterers") {
   CHECK(clusterer_law<wavekv::spherical_kmeans<>>() == "");
   CHECK(clusterer_law<wavekv::spherical_kmeans<1>>() == "");
   CHECK(clusterer_law<wavekv::query_metric_kmeans<>>() == "");
-  CHECK(clusterer_law<runs_of_tokens>() == "");
+  CHECK(clusterer_law<wavekv::consecutive>() == "");
   CHECK(clusterer_law<one_cluster>() == "");
 }
 
@@ -96,6 +101,13 @@ TEST_CASE("estimation bounds") {
   CHECK(bound_law<open_all>() == "");
   CHECK(bound_law<drop_all>() == "");
   CHECK(bound_law<alternate<true>>() == "");
+  CHECK(bound_law<wavekv::baselines::streaming>() == "");
+  CHECK(bound_law<wavekv::baselines::lsh_sampling>() == "");
+  CHECK(bound_law<wavekv::baselines::top_k>() == "");
+  CHECK(bound_law(wavekv::baselines::top_k{0}) == "");
+  CHECK(bound_law(wavekv::baselines::top_k{SIZE_MAX}) == "");
+  CHECK(bound_law<wavekv::baselines::top_p_budget>() == "");
+  CHECK(bound_law(wavekv::baselines::top_p_budget{1.0F}) == "");
 }
 
 TEST_CASE("eviction policies") {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
-#include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
 #include <wavekv/cuda/device_block.hpp>
+
+#include "support/rows.hpp"
 
 /// @file device_rows.hpp
 /// @brief Numbers in device memory, for tests.
@@ -43,12 +43,5 @@ class device_rows {
   wavekv::device::device_block<Runtime> memory_;
   std::size_t n_;
 };
-
-/// @brief Whether floats are the same, bit for bit.
-inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return std::ranges::equal(a, b, [](float x, float y) {
-    return std::bit_cast<std::uint32_t>(x) == std::bit_cast<std::uint32_t>(y);
-  });
-}
 
 }  // namespace wavekv_test

@@ -236,11 +236,11 @@ TEST_CASE("what a cache may hold: nothing, a tail alone, other scalars, the engi
 
 namespace {
 std::atomic<int> n_clustered{0};
-struct counted_runs : runs_of_tokens {
+struct counted_runs : wavekv::consecutive {
   std::size_t cluster(const wavekv::cluster_request& request, std::span<std::uint32_t> ids,
                       wavekv::clustering_scratch& scratch) const {
     ++n_clustered;
-    return runs_of_tokens::cluster(request, ids, scratch);
+    return wavekv::consecutive::cluster(request, ids, scratch);
   }
 };
 }  // namespace

@@ -29,6 +29,7 @@ template <class Counts, class Clusterer>
 struct index_of {
   using cluster_count_type = Counts;
   using clusterer_type = Clusterer;
+  using summary_type = wavekv::mean_summary;
 };
 
 constexpr std::size_t key_dim = 12;

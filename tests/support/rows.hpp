@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -39,6 +40,13 @@ inline std::string_view name_of(key_family family) {
   constexpr std::string_view names[] = {"uniform", "clustered", "equal",
                                         "outlier", "needle",    "tiny"};
   return names[static_cast<std::size_t>(family)];
+}
+
+/// @brief Whether floats are the same, bit for bit.
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::ranges::equal(a, b, [](float x, float y) {
+    return std::bit_cast<std::uint32_t>(x) == std::bit_cast<std::uint32_t>(y);
+  });
 }
 
 /// @brief n independent normal numbers.

@@ -8,6 +8,7 @@
 
 #include <wavekv/attention/node_formulas.hpp>
 #include <wavekv/attention/partial_softmax.hpp>
+#include <wavekv/attention/query_rows.hpp>
 #include <wavekv/attention/token_runs.hpp>
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/cpu/simd.hpp>
@@ -20,14 +21,6 @@
 /// nothing is allocated. Bit for bit the same however many threads run, as long as runs are cut the same way.
 
 namespace wavekv {
-
-/// @brief A few queries of one KV head (a group, or the groups of several query tokens).
-struct query_rows {
-  const float* data = nullptr;  ///< [n, dim], the scale already in it
-  std::size_t n = 0;            ///< queries
-  std::size_t dim = 0;          ///< key_dim
-  std::size_t stride = 0;       ///< floats from one query to the next
-};
 
 /// @brief Whether rows are added to a partial softmax or taken out of it again.
 enum class accumulation { add, subtract };

@@ -30,10 +30,11 @@ namespace wavekv {
 /// @tparam T        storage scalar
 /// @tparam Buffer   a wave_buffer
 /// @tparam Segment  the layers' segments
-template <scalar T, class Buffer, class Segment>
+/// @tparam Summary  what clusters are scored by
+template <scalar T, class Buffer, class Segment, class Summary = mean_summary>
 class attend_pass {
  public:
-  using runner_type = search_runner<T, Buffer>;
+  using runner_type = search_runner<T, Buffer, Summary>;
   using reader_type = typename runner_type::reader_type;
   using layer_type = layer_state<T, Segment>;
 

@@ -77,6 +77,8 @@ class kv_cache<Scalar, Index, Buffer, basic_cuda<Runtime>> {
   static_assert(std::is_same_v<Scalar, float> || std::is_same_v<Scalar, bf16> ||
                     std::is_same_v<Scalar, f16>,
                 "kv_cache: on a device Scalar is float, wavekv::bf16 or wavekv::f16");
+  static_assert(!detail::scores_clusters<typename Index::summary_type>,
+                "kv_cache: on a device the index's Summary is mean_summary");
   static_assert(std::is_same_v<typename Buffer::placement_type, placement::resident>,
                 "kv_cache: on a device the wave_buffer's placement is placement::resident");
 

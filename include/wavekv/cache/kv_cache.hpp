@@ -72,9 +72,13 @@ class kv_cache {
         typename Index::cluster_count_type;
         typename Index::clusterer_type;
         typename Index::bound_type;
+        typename Index::summary_type;
       }, "kv_cache: Index must be a wavekv::wave_index (segment size, cluster count, clusterer, "
-         "estimation "
-         "bound); see <wavekv/index/wave_index.hpp>");
+         "estimation bound, summary); see <wavekv/index/wave_index.hpp>");
+  static_assert(!detail::scores_clusters<typename Index::summary_type> ||
+                    Index::cluster_count_type::n_levels == 1,
+                "kv_cache: an index whose Summary scores clusters has one level "
+                "(with_cluster_count<tokens_per_cluster<16>>)");
   static_assert(
       requires {
         typename Buffer::placement_type;
@@ -91,7 +95,7 @@ class kv_cache {
   using reader_type = typename writer_type::reader_type;
   using segment_type = typename writer_type::segment_type;
   using layer_type = typename writer_type::layer_type;
-  using attend_type = attend_pass<Scalar, Buffer, segment_type>;
+  using attend_type = attend_pass<Scalar, Buffer, segment_type, typename Index::summary_type>;
   using saved_type = saved_sequence<Scalar, Buffer, layer_type>;
 
  public:
@@ -167,6 +171,7 @@ class kv_cache {
   ///        format_error when rows in the slow tier have changed
   void save(sequence_id sequence, const std::filesystem::path& path, std::string_view model = {},
             std::span<const std::byte> engine = {}) const {
+    check_savable();
     const sequence_state& state = sequences_.find(sequence);
     saved_type::save(path, fingerprint_of(model), engine, std::span<const layer_type>(state.layers),
                      geometry_, reader_);
@@ -183,6 +188,7 @@ class kv_cache {
   ///        file, of another version, cut short or changed; io_error; capacity_error. There is no new sequence then.
   sequence_id load(const std::filesystem::path& path, std::string_view model = {},
                    std::vector<std::byte>* engine = nullptr) {
+    check_savable();
     auto state = empty_sequence();
     std::vector<std::byte> kept =
         saved_type::load(path, fingerprint_of(model), std::span<layer_type>(state->layers),
@@ -468,6 +474,12 @@ class kv_cache {
   static Checked validated(Checked checked) {
     checked.validate();
     return checked;
+  }
+
+  static constexpr void check_savable() {
+    static_assert(!detail::scores_clusters<typename Index::summary_type>,
+                  "kv_cache: save and load need an index of mean_summary: what other summaries "
+                  "keep has no form in a file");
   }
 
   layer_type& find_layer(sequence_id sequence, std::size_t layer) const {

@@ -43,7 +43,8 @@ class layer_writer {
   using segment_size_type = typename Index::segment_size_type;
   using cluster_count_type = typename Index::cluster_count_type;
   using clusterer_type = typename Index::clusterer_type;
-  static constexpr bool wants_queries = detail::uses_queries<clusterer_type>();
+  static constexpr bool wants_queries = detail::uses_queries<clusterer_type>() ||
+                                        detail::uses_queries<typename Index::summary_type>();
 
   /// @brief Segments that were made but are not part of their layer yet.
   struct prepared_seal {

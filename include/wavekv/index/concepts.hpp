@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <span>
 
+#include <wavekv/attention/query_rows.hpp>
 #include <wavekv/index/cluster_request.hpp>
 #include <wavekv/index/frontier.hpp>
+#include <wavekv/index/summary.hpp>
 
 /// @file concepts.hpp
 /// @brief The slots of a wave_index as concepts. A type of your own fits a slot when it has the
@@ -99,6 +101,31 @@ concept verifying_bound = estimation_bound<B> && requires(const B& b, float erro
   { b.max_rounds() } -> std::convertible_to<int>;
 };
 
+/// @brief What is kept of clusters beside their means, and how near it says that they lie to a query.
+///
+/// | expression                              | returns       | semantics                                                   |
+/// |-----------------------------------------|---------------|-------------------------------------------------------------|
+/// | `typename S::kept`                      |               | what is kept of one KV head's clusters of one segment; it does not change |
+/// | `s.keep(clusters)`                      | `S::kept`     | made when the segment is sealed; may allocate               |
+/// | `s.score(kept, queries, scores, stride)`| `std::size_t` | the bytes it has read; writes scores[g · stride + i], what stands for the logit of cluster i and query head g: finite, or -infinity for one that is not found; the scale is in the queries; allocates nothing after warm-up |
+///
+/// | optional            | default | semantics                                                                   |
+/// |---------------------|---------|-----------------------------------------------------------------------------|
+/// | `S::uses_queries`   | `false` | true: the cache gathers a query_metric from prompt queries, clusters.metric |
+///
+/// Scores are to a frontier what logits of means are: its `nearness` is the score, `share` what softmax makes of it and the
+/// cluster's size, `error` 0. `s` is const and may be called from several threads at once. mean_summary fits the slot as it
+/// is: the index is made of it.
+template <class S>
+concept cluster_summary =
+    std::same_as<S, mean_summary> ||
+    (std::semiregular<S> &&
+     requires(const S& s, const cluster_rows& clusters, const typename S::kept& kept,
+              const query_rows& queries, float* scores, std::size_t stride) {
+       { s.keep(clusters) } -> std::same_as<typename S::kept>;
+       { s.score(kept, queries, scores, stride) } -> std::convertible_to<std::size_t>;
+     });
+
 namespace detail {
 
 template <class B>
@@ -133,7 +160,7 @@ constexpr bool drops() noexcept {
   return false;
 }
 
-/// @brief The clusterer's uses_queries, or false.
+/// @brief The uses_queries of a clusterer or a summary, or false.
 template <class C>
 constexpr bool uses_queries() noexcept {
   if constexpr (requires { C::uses_queries; }) {

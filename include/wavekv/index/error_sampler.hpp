@@ -38,10 +38,10 @@ struct sample_key {
 /// error r (to first order). Its squared norm is too large by the sample's own scatter, so ‖r‖² is taken
 /// from products of different batches of draws (a U-statistic, unbiased), and its standard error from
 /// leaving out one batch at a time (Efron and Stein, "The jackknife estimate of variance", 1981).
-template <scalar T, class Buffer>
+template <scalar T, class Buffer, class Summary = mean_summary>
 class error_sampler {
  public:
-  using search_type = group_search<T, Buffer>;
+  using search_type = group_search<T, Buffer, Summary>;
 
   /// @brief Makes room for samples of any search within the limits.  @throw std::bad_alloc
   void reserve(const search_limits& limits) {

@@ -46,7 +46,10 @@ inline partial_softmax_view view_partial(float* memory, std::size_t n_queries,
 ///
 /// scan estimates the top level *while* it scores it: what is opened later is subtracted again. An estimate
 /// is at most some 55 times the exact mass that takes its place, so that few digits are lost.
-template <scalar T, class Buffer>
+/// @tparam T        storage scalar
+/// @tparam Buffer   a wave_buffer
+/// @tparam Summary  what clusters are scored by
+template <scalar T, class Buffer, class Summary = mean_summary>
 class group_search {
  public:
   using reader_type = block_reader<T, Buffer>;
@@ -189,7 +192,9 @@ class group_search {
   /// @brief Lays out the frontier of the top level, and learns what clusters look like along the queries. Comes after
   /// begin, before scan, of a bound that plans.
   void open_top() {
-    leaning_.begin(input_.covariances, queries(), n_levels_, input_.value_dim, input_.softcap);
+    const head_covariances* const known =
+        detail::scores_clusters<Summary> ? nullptr : input_.covariances;
+    leaning_.begin(known, queries(), n_levels_, input_.value_dim, input_.softcap);
     planner_.begin(index_facts());
     planned_ = true;
     level_type& top = levels_[n_levels_ == 0 ? 0 : n_levels_ - 1];
@@ -207,6 +212,10 @@ class group_search {
   void scan(std::size_t part) {
     if (part < n_steady_parts_) {
       attend_steady(part);
+      return;
+    }
+    if constexpr (detail::scores_clusters<Summary>) {
+      scan_kept<Accumulate>(part);
       return;
     }
     const std::size_t s = part - n_steady_parts_;
@@ -421,6 +430,34 @@ class group_search {
     attend(*input_.tail, std::max(first, n_sink) - n_sink, std::max(last, n_sink) - n_sink);
   }
 
+  // Scores the clusters of the part's segment by what the summary keeps of them; estimates them by those scores.
+  template <bool Accumulate>
+  void scan_kept(std::size_t part) {
+    const std::size_t s = part - n_steady_parts_;
+    const auto& segment = *input_.segments[s];
+    const tree_level<T>& tree = segment.head(input_.head).levels[0];
+    level_type& state = levels_[0];
+    const std::size_t column = state.offset[s];
+    const std::size_t n = tree.n_nodes;
+    state.enter(tree, 0, n, column, input_.key_dim, input_.value_dim);
+    std::fill_n(state.dispersion.begin() + static_cast<std::ptrdiff_t>(column), n, 0.0F);
+    float* const scores = state.logits.data() + column;
+    step_stats& stats = part_stats_[part];
+    stats.summaries_read += n;
+    stats.bytes_read += Summary{}.score(segment.template kept<Summary>(input_.head), queries(),
+                                        scores, state.n_nodes);
+    if (input_.softcap > 0.0F) {
+      for (std::size_t g = 0; g < input_.group_size; ++g) {
+        simd::softcap(scores + g * state.n_nodes, n, input_.softcap);
+      }
+    }
+    if constexpr (Accumulate) {
+      stats.bytes_read += n * (input_.value_dim * sizeof(T) + sizeof(float));
+      accumulate_rows_at(scores, state.n_nodes, state.size.data() + column,
+                         state.value_mean.data() + column, n, accumulation::add, partial(part));
+    }
+  }
+
   // Wants a cluster of the part's segment in a lane's reading, and books it.
   void want(std::size_t part, std::uint32_t cluster, reader_type& reader, lane_type& lane) {
     const auto& segment = *input_.segments[part - n_steady_parts_];
@@ -480,6 +517,13 @@ class group_search {
   // Accumulated estimates: takes those of opened nodes out. Otherwise: adds those of the estimation zone.
   template <bool Accumulated>
   void correct_estimates(std::size_t part, std::size_t level) {
+    if constexpr (detail::scores_clusters<Summary> && !Accumulated) {
+      const std::size_t s = part - n_steady_parts_;
+      const auto of_segment =
+          std::span(levels_[0].zones).first(levels_[0].offset[s + 1]).subspan(levels_[0].offset[s]);
+      const auto n = static_cast<std::uint64_t>(std::ranges::count(of_segment, zone::estimation));
+      part_stats_[part].bytes_read += n * (input_.value_dim * sizeof(T) + sizeof(float));
+    }
     levels_[level].accumulate(
         part - n_steady_parts_, Accumulated ? zone::retrieval : zone::estimation,
         Accumulated ? accumulation::subtract : accumulation::add, partial(part));

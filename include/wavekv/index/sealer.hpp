@@ -22,6 +22,7 @@
 #include <wavekv/index/detail/metric_space.hpp>
 #include <wavekv/index/query_metric.hpp>
 #include <wavekv/index/segment.hpp>
+#include <wavekv/index/summary.hpp>
 
 /// @file sealer.hpp
 /// @brief Turns runs of tokens into sealed segments: clusters every KV head and lays rows out in tree order.
@@ -70,6 +71,7 @@ class sealer {
  public:
   using cluster_count_type = typename Index::cluster_count_type;
   using clusterer_type = typename Index::clusterer_type;
+  using summary_type = typename Index::summary_type;
   static constexpr std::size_t n_levels = cluster_count_type::n_levels;
 
   /// @brief Seals the runs. Nothing outside the result changes, whatever is thrown.
@@ -217,10 +219,36 @@ class sealer {
     for (std::size_t level = 0; level < n_levels; ++level) {
       lay_out_summaries(worker.tree, level, space, worker, part);
     }
+    if constexpr (detail::scores_clusters<summary_type>) {
+      part.kept =
+          std::make_shared<const typename summary_type::kept>(keep_summary(request, worker));
+      return;  // there are no estimates that covariances would better
+    }
     std::array<std::span<const float>, n_levels> dispersions;
     std::ranges::copy_n(part.dispersion.begin(), n_levels, dispersions.begin());
     learn_covariances(request, worker.tree, dispersions, worker.covariance,
                       segment.covariances[head]);
+  }
+
+  // What the index's summary keeps of a head's clusters.
+  static auto keep_summary(const cluster_request& request, worker_state& worker) {
+    const auto in_order = [&](const float* rows, std::size_t dim) {
+      std::vector<float> sorted(request.n_tokens * dim);
+      for (std::size_t i = 0; i < request.n_tokens; ++i) {
+        std::copy_n(rows + worker.tree.order[i] * dim, dim, sorted.data() + i * dim);
+      }
+      return sorted;
+    };
+    const std::vector<float> keys = in_order(request.keys, request.key_dim);
+    const std::vector<float> values = in_order(request.values, request.value_dim);
+    cluster_rows clusters;
+    clusters.keys = keys.data();
+    clusters.values = values.data();
+    clusters.key_dim = request.key_dim;
+    clusters.value_dim = request.value_dim;
+    clusters.first_token = worker.tree.levels[0].first_child;
+    clusters.metric = request.metric;
+    return summary_type{}.keep(clusters);
   }
 
   // K and V of each cluster: its keys in tree order, then its values.

@@ -27,10 +27,13 @@ namespace wavekv {
 ///
 /// Where blocks may be missing in the fast tier, a worker begins its next search while they travel, and ends the one
 /// before it then: transfers of one search overlap with the whole of the next.
-template <scalar T, class Buffer>
+/// @tparam T        storage scalar
+/// @tparam Buffer   a wave_buffer
+/// @tparam Summary  what clusters are scored by
+template <scalar T, class Buffer, class Summary = mean_summary>
 class search_runner {
  public:
-  using search_type = group_search<T, Buffer>;
+  using search_type = group_search<T, Buffer, Summary>;
   using reader_type = typename search_type::reader_type;
 
   /// @brief One search to run.
@@ -45,6 +48,9 @@ class search_runner {
   template <class Bound, executor Executor, class Finish>
   step_stats run(std::span<const request> requests, const Bound& bound, reader_type& reader,
                  Executor& executor, Finish&& finish) {
+    static_assert(!verifying_bound<Bound> || !detail::scores_clusters<Summary>,
+                  "attend: a bound that checks its answers needs an index of mean_summary: what "
+                  "other summaries score has no expected error to draw by");
     const std::size_t n_workers = executor.concurrency();
     grow(workers_, n_workers);
     grow(stats_, requests.size());
@@ -122,7 +128,7 @@ class search_runner {
   struct worker_state {
     typename search_type::lane_type lane;
     std::vector<float> merged;
-    error_sampler<T, Buffer> sampler;
+    error_sampler<T, Buffer, Summary> sampler;
     // The searches that this worker does whole: one in hand, others whose blocks are on their way.
     std::array<solve_state, searches_per_worker> own;
     std::size_t in_hand = 0;

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -63,6 +64,7 @@ class segment {
       std::array<std::vector<std::uint32_t>, max_tree_levels> first_child;
       std::vector<std::uint16_t> order;
       float value_spread = 0.0F;
+      std::shared_ptr<const void> kept;  ///< by a summary that scores clusters; else null
     };
     std::size_t n_tokens = 0;
     std::size_t n_levels = 1;
@@ -114,6 +116,9 @@ class segment {
           Keep&& keep)
       : width_(key_dim + value_dim), image_(packed(first_token, width_, made)) {
     link_levels();
+    for (auto& part : made.heads) {
+      kept_.push_back(std::move(part.kept));
+    }
     rows_ = keep(std::move(made.token_rows), std::span<const block>(list_blocks()));
   }
 
@@ -140,6 +145,12 @@ class segment {
   [[nodiscard]] const image& index_image() const noexcept { return image_; }
   [[nodiscard]] const head_index<T>& head(std::size_t h) const noexcept { return heads_[h]; }
   [[nodiscard]] const Handle& rows() const noexcept { return rows_; }
+  /// @brief What the index's summary keeps of a head's clusters.
+  /// @tparam Summary  the index's, one that scores clusters
+  template <class Summary>
+  [[nodiscard]] const typename Summary::kept& kept(std::size_t h) const noexcept {
+    return *static_cast<const typename Summary::kept*>(kept_[h].get());
+  }
   /// @brief Bytes of K and V.
   [[nodiscard]] std::size_t kv_bytes() const noexcept {
     return heads_.size() * n_tokens() * width_ * sizeof(T);
@@ -250,6 +261,8 @@ class segment {
   image image_;
   std::vector<head_index<T>> heads_;
   std::vector<std::size_t> first_block_;  // [n_heads + 1] of each head
+  std::vector<std::shared_ptr<const void>>
+      kept_;  // [n_heads], or none of a segment that was loaded
   Handle rows_;
 };
 

@@ -19,8 +19,9 @@ namespace wavekv {
 /// @tparam ClusterCount  models wavekv::cluster_count
 /// @tparam Clusterer     models wavekv::clusterer
 /// @tparam Bound         models wavekv::estimation_bound; the default of a cache, replaceable per call
+/// @tparam Summary       models wavekv::cluster_summary; one that is not mean_summary scores the clusters of a flat index
 /// Source: RetroInfer, arXiv 2505.02922, section 4.2 (wave index).
-template <class SegmentSize, class ClusterCount, class Clusterer, class Bound>
+template <class SegmentSize, class ClusterCount, class Clusterer, class Bound, class Summary>
 struct wave_index {
   static_assert(
       segment_sizes<SegmentSize>,
@@ -38,19 +39,26 @@ struct wave_index {
                                          "(plan(frontier, zones) const -> void, copyable); "
                                          "see <wavekv/index/concepts.hpp>");
 
+  static_assert(cluster_summary<Summary>,
+                "wave_index: Summary must be wavekv::mean_summary or model wavekv::cluster_summary "
+                "(kept, keep(clusters) const, score(kept, queries, scores, stride) const -> bytes "
+                "read); see <wavekv/index/concepts.hpp>");
   using segment_size_type = SegmentSize;
   using cluster_count_type = ClusterCount;
   using clusterer_type = Clusterer;
   using bound_type = Bound;
+  using summary_type = Summary;
 
   template <class S>
-  using with_segment_size = wave_index<S, ClusterCount, Clusterer, Bound>;
+  using with_segment_size = wave_index<S, ClusterCount, Clusterer, Bound, Summary>;
   template <class C>
-  using with_cluster_count = wave_index<SegmentSize, C, Clusterer, Bound>;
+  using with_cluster_count = wave_index<SegmentSize, C, Clusterer, Bound, Summary>;
   template <class C>
-  using with_clusterer = wave_index<SegmentSize, ClusterCount, C, Bound>;
+  using with_clusterer = wave_index<SegmentSize, ClusterCount, C, Bound, Summary>;
   template <class B>
-  using with_bound = wave_index<SegmentSize, ClusterCount, Clusterer, B>;
+  using with_bound = wave_index<SegmentSize, ClusterCount, Clusterer, B, Summary>;
+  template <class S>
+  using with_summary = wave_index<SegmentSize, ClusterCount, Clusterer, Bound, S>;
 };
 
 /// @brief The paper's parameters, for parity: flat index, spherical k-means with 10 iterations, fixed

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -121,6 +122,9 @@ class zone_planner {
   static float log_sum(float start, const frontier_level<T>& state, std::size_t g) {
     const float* logits = state.logits.data() + g * state.n_nodes;
     const float largest = std::max(start, simd::reduce_max(logits, state.n_nodes));
+    if (!(largest > -std::numeric_limits<float>::infinity())) {
+      return 0.0F;  // nothing was found at all: every share is 0
+    }
     const float others = std::exp(start - largest);
     return largest + std::log(others + simd::weighted_exp_sum(logits, state.size.data(),
                                                               state.n_nodes, largest));

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <wavekv/cache/kv_cache.hpp>
+#include <wavekv/cpu/executor.hpp>
+
+#include "data/attention_data.hpp"
+#include "data/questions.hpp"
+
+/// @file rule.hpp
+/// @brief A rule that chooses what is read, as a cache type and a sweep of its budget.
+
+namespace wavekv_bench {
+
+/// @brief What one rule did at one budget.
+struct measured_point {
+  double budget = 0.0;           ///< as the rule counts it
+  double bytes_share = 0.0;      ///< read, of the bytes of all K and V
+  double read_share = 0.0;       ///< tokens read exactly, of all
+  double time_us = 0.0;          ///< of a step on one thread, median
+  double predicted_error = 0.0;  ///< median; 0: the rule predicts none
+  std::vector<std::vector<float>>
+      errors;  ///< [n_query_heads][n_questions] relative errors of the output
+};
+
+/// @brief Questions to a layer, and full attention's answers.
+struct asked_layer {
+  const attention_data* data = nullptr;
+  std::vector<std::size_t> tokens;           ///< whose queries are asked
+  std::vector<std::vector<float>> expected;  ///< [n_questions][n_query_heads · dim]
+};
+
+/// @brief One rule.
+class rule {
+ public:
+  explicit rule(std::string name) : name_(std::move(name)) {}
+  rule(const rule&) = delete;
+  rule& operator=(const rule&) = delete;
+  rule(rule&&) = delete;
+  rule& operator=(rule&&) = delete;
+  virtual ~rule() = default;
+
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  /// @brief Whether is_done(budget) holds for each of its budgets.
+  [[nodiscard]] virtual bool is_done(const std::function<bool(double)>& is_done) const = 0;
+  /// @brief Builds what the rule needs, asks all questions at each of its budgets.
+  [[nodiscard]] virtual std::vector<measured_point> sweep(const asked_layer& layer) const = 0;
+
+ private:
+  std::string name_;
+};
+
+/// @brief A rule of a wave_index.
+/// @tparam Index  a wave_index
+/// @tparam Bound  its bound
+template <class Index, class Bound>
+class index_rule final : public rule {
+ public:
+  using cache_type = wavekv::kv_cache<wavekv::bf16, Index, wavekv::wave_buffer<>,
+                                      wavekv::cpu<wavekv::serial_executor>>;
+  using bound_of = std::function<Bound(double budget, const attention_data& data)>;
+
+  index_rule(std::string name, std::vector<double> budgets, bound_of bound)
+      : rule(std::move(name)), budgets_(std::move(budgets)), bound_(std::move(bound)) {}
+
+  /// @brief A rule whose budget is the window's length in tokens, not its bound's.
+  index_rule& in_windows() {
+    in_windows_ = true;
+    return *this;
+  }
+
+  [[nodiscard]] bool is_done(const std::function<bool(double)>& is_done) const override {
+    return std::ranges::all_of(budgets_, is_done);
+  }
+
+  [[nodiscard]] std::vector<measured_point> sweep(const asked_layer& layer) const override {
+    std::vector<measured_point> points;
+    std::unique_ptr<cache_type> cache;
+    wavekv::sequence_id sequence;
+    for (const double budget : budgets_) {
+      if (cache == nullptr || in_windows_) {
+        cache.reset();  // one at a time
+        typename cache_type::options_type options;
+        if (in_windows_)
+          options.window_tokens =
+              static_cast<std::size_t>(budget * static_cast<double>(layer.data->n_tokens));
+        cache = std::make_unique<cache_type>(geometry_of(*layer.data), options);
+        sequence = append_taught(*cache, *layer.data);
+      }
+      points.push_back(ask(*cache, sequence, layer, bound_(budget, *layer.data)));
+      points.back().budget = budget;
+    }
+    return points;
+  }
+
+ private:
+  static measured_point ask(cache_type& cache, wavekv::sequence_id sequence,
+                            const asked_layer& layer, const Bound& bound) {
+    const attention_data& data = *layer.data;
+    measured_point point;
+    point.errors.resize(data.n_query_heads);
+    wavekv::step_stats total;
+    std::vector<float> out(data.n_query_heads * data.dim);
+    std::vector<double> times;
+    std::vector<float> predicted;
+    for (std::size_t i = 0; i < layer.tokens.size(); ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      const wavekv::step_stats step =
+          cache.attend(sequence, 0, data.query_view(layer.tokens[i], 1),
+                       wavekv::nhd(out.data(), 1, data.n_query_heads, data.dim),
+                       wavekv::tensor_view<float, 2>{}, bound);
+      times.push_back(
+          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+              .count());
+      predicted.push_back(step.predicted_error);
+      total += step;
+      for (std::size_t head = 0; head < data.n_query_heads; ++head) {
+        point.errors[head].push_back(
+            relative_error(&out[head * data.dim], &layer.expected[i][head * data.dim], data.dim));
+      }
+    }
+    const auto held = static_cast<double>(total.tokens_held);
+    point.read_share = static_cast<double>(total.tokens_read) / held;
+    point.bytes_share = static_cast<double>(total.bytes_read) /
+                        (held * 2.0 * static_cast<double>(data.dim * sizeof(wavekv::bf16)));
+    point.time_us = quantile(times, 0.5);
+    point.predicted_error = static_cast<double>(quantile(predicted, 0.5));
+    return point;
+  }
+
+  std::vector<double> budgets_;
+  bound_of bound_;
+  bool in_windows_ = false;
+};
+
+/// @brief Full attention's answers to n questions.
+asked_layer ask_exactly(const attention_data& data, std::size_t n_questions);
+
+/// @brief The rules of one file each; together all that are measured.
+std::vector<std::unique_ptr<rule>> wave_rules();
+std::vector<std::unique_ptr<rule>> page_rules();
+std::vector<std::unique_ptr<rule>> token_rules();
+
+}  // namespace wavekv_bench

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// wavekv_rule_sweep: every rule over a sweep of its budget, on one layer after the other: error of the output against
+// bytes read and against time. One line of JSON a point, written as it comes; a run that was cut short goes on where it was.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "accuracy/rule.hpp"
+#include "data/captured.hpp"
+#include "data/diffuse.hpp"
+
+namespace {
+
+using namespace wavekv_bench;
+using nlohmann::json;
+
+struct options {
+  std::vector<std::size_t> lengths = {8192, 32768, 131072};
+  std::vector<std::string> data = {"model", "diffuse"};
+  std::vector<std::string> rules;  // empty: all
+  std::size_t n_questions = 64;
+  std::filesystem::path model = WAVEKV_SOURCE_DIR "/examples/models/needle";
+  std::filesystem::path haystack = WAVEKV_SOURCE_DIR;
+  std::filesystem::path out = "sweep.jsonl";
+  std::uint64_t seed = 1;
+};
+
+std::vector<std::unique_ptr<rule>> all_rules() {
+  std::vector<std::unique_ptr<rule>> all;
+  for (auto* part : {&wave_rules, &page_rules, &token_rules}) {
+    auto some = (*part)();
+    std::ranges::move(some, std::back_inserter(all));
+  }
+  return all;
+}
+
+/// What is on record: (data, tokens, rule, its first budget).
+using done_set = std::set<std::string>;
+std::string key_of(const std::string& data, std::size_t n_tokens, const std::string& rule,
+                   double budget) {
+  return json{data, n_tokens, rule, budget}.dump();
+}
+
+done_set read_done(const std::filesystem::path& path) {
+  done_set done;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    const json row = json::parse(line, nullptr, false);
+    if (row.is_discarded()) continue;  // cut short in the middle of a line
+    done.insert(key_of(row.at("data"), row.at("tokens"), row.at("rule"), row.at("budget")));
+  }
+  return done;
+}
+
+json to_json(const measured_point& point) {
+  json heads = json::array();
+  for (const std::vector<float>& errors : point.errors) {
+    heads.push_back({{"p50", quantile(errors, 0.5)}, {"p95", quantile(errors, 0.95)}});
+  }
+  return {{"budget", point.budget},
+          {"bytes_share", point.bytes_share},
+          {"read_share", point.read_share},
+          {"time_us", point.time_us},
+          {"predicted_error", point.predicted_error},
+          {"heads", std::move(heads)}};
+}
+
+void sweep_layer(const options& options, const attention_data& data, const done_set& done,
+                 std::ofstream& file) {
+  const asked_layer layer = ask_exactly(data, options.n_questions);
+  std::fprintf(stderr, "%s, %zu tokens:", data.name.c_str(), data.n_tokens);
+  for (const auto& rule : all_rules()) {
+    if (!options.rules.empty() &&
+        std::ranges::find(options.rules, rule->name()) == options.rules.end())
+      continue;
+    std::fprintf(stderr, " %s", rule->name().c_str());
+    std::fflush(stderr);
+    if (rule->is_done([&](double budget) {
+          return done.contains(key_of(data.name, data.n_tokens, rule->name(), budget));
+        }))
+      continue;
+    for (const measured_point& point : rule->sweep(layer)) {
+      json row = to_json(point);
+      row["data"] = data.name;
+      row["tokens"] = data.n_tokens;
+      row["rule"] = rule->name();
+      file << row.dump() << '\n';
+    }
+    file.flush();
+    if (!file) throw std::runtime_error(options.out.string() + ": cannot write");
+  }
+  std::fprintf(stderr, "\n");
+}
+
+void run(const options& options) {
+  const done_set done = read_done(options.out);
+  std::ofstream file(options.out, std::ios::app);
+  const auto wanted = [&](const char* name) {
+    return std::ranges::find(options.data, name) != options.data.end();
+  };
+  for (const std::size_t n_tokens : options.lengths) {
+    if (wanted("model")) {
+      for (const attention_data& layer :
+           capture_model(options.model, options.haystack, n_tokens, options.seed))
+        sweep_layer(options, layer, done, file);
+    }
+    if (wanted("diffuse")) {
+      diffuse_options how;
+      how.n_query_heads = 8;
+      how.seed = options.seed;
+      sweep_layer(options, make_diffuse(n_tokens, how), done, file);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Sweeps the budget of every rule: error of the attention output against bytes read "
+               "and time.");
+  options options;
+  app.add_option("--lengths", options.lengths, "Context lengths")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(512, 4'194'304));
+  app.add_option("--data", options.data, "Data sets: model, diffuse")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::IsMember({"model", "diffuse"}));
+  app.add_option("--rules", options.rules, "Only these rules")->delimiter(';');
+  app.add_option("--questions", options.n_questions, "Queries asked of each layer")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 100'000));
+  app.add_option("--model", options.model, "Model that makes the data set `model`")
+      ->capture_default_str()
+      ->check(CLI::ExistingDirectory);
+  app.add_option("--haystack", options.haystack, "Text it reads, a file or a directory")
+      ->capture_default_str()
+      ->check(CLI::ExistingPath);
+  app.add_option("--out", options.out,
+                 "File of one JSON object a line; what it holds already is not measured again")
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "Of the data")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+    return 0;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "wavekv_rule_sweep: %s\n", e.what());
+    return 1;
+  }
+}

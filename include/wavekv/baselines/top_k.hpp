@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <span>
+
+#include <wavekv/core/errors.hpp>
+#include <wavekv/index/detail/select.hpp>
+#include <wavekv/index/frontier.hpp>
+
+/// @file top_k.hpp
+/// @brief The budget of most selection rules: so many tokens, the nearest ones, and nothing of the others.
+
+namespace wavekv::baselines {
+
+/// @brief Reads the clusters with the highest scores until so many tokens are read, and drops the rest.
+///
+/// The query heads of a group name their nearest clusters in turns: the group shares what is read, and none is outvoted.
+/// Models estimation_bound, of a flat index. Complexity: O(n_nodes · group_size), a few passes. Allocates: nothing.
+struct top_k {
+  using ranking = rank_by_turns;
+  static constexpr bool drops = true;
+
+  std::size_t n_tokens =
+      2048;  ///< of the index, beside sink and window; the cluster that reaches it is read whole
+
+  void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
+    std::ranges::fill(zones, zone::dropped);
+    auto left = static_cast<float>(n_tokens);
+    const float mean_size = static_cast<float>(nodes.n_tokens) /
+                            static_cast<float>(std::max<std::size_t>(nodes.n_clusters, 1));
+    std::size_t n_each = 0;
+    while (left > 0.0F && n_each < nodes.n_nodes) {
+      // Heads often name the same clusters: turns go on until the budget is used.
+      const float per_head = left / (mean_size * static_cast<float>(nodes.group_size));
+      n_each += std::max({static_cast<std::size_t>(per_head), n_each / 16, std::size_t{1}});
+      for (std::size_t g = 0; g < nodes.group_size; ++g) {
+        const std::span<const float> nearness = nodes.nearness(g);
+        detail::for_largest(nearness, n_each, [&](std::size_t i) {
+          const bool found = nearness[i] > -std::numeric_limits<float>::infinity();
+          if (found && zones[i] == zone::dropped && left > 0.0F) {
+            zones[i] = zone::retrieval;
+            left -= nodes.size()[i];
+          }
+        });
+      }
+    }
+  }
+};
+
+}  // namespace wavekv::baselines
