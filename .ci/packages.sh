@@ -10,6 +10,7 @@ packages_emulated_device="libboost-context-dev libthrust-dev libcub-dev" # the C
 packages_tests="doctest-dev $packages_io_uring $packages_emulated_device"
 packages_cuda="python3 python3-venv" # beside the CUDA toolkit, which Debian does not have
 packages_benches="libbenchmark-dev"
+packages_pictures="python3 python3-matplotlib"
 packages_instructions="g++-12 python3 valgrind"
 packages_reference="python3-venv"
 # llvm-19 has the symbolizer that names the frames of a leak (tests/leaks.supp).

@@ -31,7 +31,7 @@ std::vector<std::unique_ptr<rule>> wave_rules() {
   // The default bound with all that it may read times a factor; ε shrinks alike, so that it is the caps that bind.
   using error_rule = index_rule<wavekv::wave_index<>, wavekv::error_bound<>>;
   rules.push_back(std::make_unique<error_rule>(
-      "error_bound", std::vector<double>{0.125, 0.25, 0.5, 1, 2, 4},
+      "error_bound", std::vector<double>{0.125, 0.25, 0.5, 1, 2, 4, 8, 16},
       [](double budget, const attention_data&) {
         const auto factor = static_cast<float>(budget);
         wavekv::error_bound<> bound;
@@ -45,15 +45,13 @@ std::vector<std::unique_ptr<rule>> wave_rules() {
         return bound;
       }));
   using paper_rule = index_rule<wavekv::baselines::flat_wave_index, wavekv::fixed_budget>;
-  rules.push_back(std::make_unique<paper_rule>("flat_wave", std::vector<double>{0.25, 0.5, 1, 2, 4},
-                                               [](double budget, const attention_data&) {
-                                                 wavekv::fixed_budget bound;
-                                                 bound.retrieve *= static_cast<float>(budget);
-                                                 bound.estimate = std::min(
-                                                     bound.estimate * static_cast<float>(budget),
-                                                     1.0F - bound.retrieve);
-                                                 return bound;
-                                               }));
+  rules.push_back(std::make_unique<paper_rule>(
+      "flat_wave", std::vector<double>{0.25, 0.5, 1, 2, 4, 8, 16},
+      [](double budget, const attention_data&) {
+        wavekv::fixed_budget bound;  // three quarters are dropped at every budget
+        bound.retrieve *= static_cast<float>(budget);
+        return bound;
+      }));
   return rules;
 }
 

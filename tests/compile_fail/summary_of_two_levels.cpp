@@ -5,8 +5,8 @@
 
 using two_levels = wavekv::wave_index<>::with_summary<wavekv::baselines::block_mean>;
 #ifdef WAVEKV_COMPILE_PASS
-using index = two_levels::with_cluster_count<wavekv::tokens_per_cluster<128>>;
+using chosen = two_levels::with_cluster_count<wavekv::tokens_per_cluster<128>>;
 #else
-using index = two_levels;
+using chosen = two_levels;
 #endif
-static_assert(sizeof(wavekv::kv_cache<wavekv::bf16, index>) != 0);
+static_assert(sizeof(wavekv::kv_cache<wavekv::bf16, chosen>) != 0);
