@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """What wavekv_rule_sweep measured, as tables and a picture, and whether the numbers that must hold do.
 
-    report.py SWEEP.jsonl [--picture PNG] [--check]
+    report.py SWEEP.jsonl [--pictures FOLDER] [--check]
     report.py --self-test
 
 Rules are compared in cells: one query head of one layer, one context length, one budget. A rule's error at a budget lies on its curve,
@@ -13,6 +13,8 @@ in fewer cells than it must.
 
 import argparse
 import collections
+import contextlib
+import io
 import json
 import math
 import pathlib
@@ -23,7 +25,7 @@ ORACLES = ("oracle_top_k", "oracle_top_p")
 FLOOR = 1e-3
 BYTES = (0.02, 0.04, 0.08, 0.16, 0.32)  # of all K and V
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the default bound's step
-MUST = {"bytes": 0.9, "time": 0.8}
+MUST = {"bytes": 0.9, "time": 0.8, "prediction": 0.9}
 
 Curve = collections.namedtuple("Curve", "cost error")  # both ascend in cost
 
@@ -39,11 +41,21 @@ def read_rows(path):
     return rows
 
 
+def promises_of(rows):
+    """(data, tokens, head, epsilon, delta, part within epsilon, bytes, time) of what verified_bound promised."""
+    return [
+        (row["data"], row["tokens"], head, point["epsilon"], point["delta"], within, point["bytes_share"], point["time_us"])
+        for row in rows
+        for point in row.get("promises", [])
+        for head, within in enumerate(point["within"])
+    ]
+
+
 def curves_of(rows, cost, quantile="p50"):
     """{(data, tokens, head): {rule: Curve}} of points sorted by cost."""
     points = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
-        for head, errors in enumerate(row["heads"]):
+        for head, errors in enumerate(row.get("heads", [])):
             points[row["data"], row["tokens"], head][row["rule"]].append((row[cost], max(errors[quantile], 1e-9)))
     return {
         place: {rule: Curve(*zip(*sorted(of_rule))) for rule, of_rule in rules.items()}
@@ -140,6 +152,79 @@ def print_verdict(rows):
     return holds
 
 
+def print_promise(rows):
+    """What verified_bound kept of each promise, and what predictions of the default are worth; whether the lines hold."""
+    promises = promises_of(rows)
+    if not promises:
+        return True
+    print("\nverified_bound: part of the steps within ε, lowest head / all heads; bytes read, step in µs: medians over data sets and lengths\n")
+    print("| asked | lowest head | all | bytes | step |\n|---|---|---|---|---|")
+    broken = []
+    for epsilon, delta in sorted({promise[3:5] for promise in promises}):
+        of_ask = [promise for promise in promises if promise[3:5] == (epsilon, delta)]
+        within = sorted(promise[5] for promise in of_ask)
+        broken += [promise for promise in of_ask if promise[5] < 1 - delta]
+        read = sorted(promise[6] for promise in of_ask)
+        times = sorted(promise[7] for promise in of_ask)
+        print(
+            f"| ε {100 * epsilon:.0f} %, δ {100 * delta:.0f} % | {100 * within[0]:.1f} % | {100 * sum(within) / len(within):.2f} % | "
+            f"{100 * read[len(read) // 2]:.0f} % | {times[len(times) // 2]:.0f} |"
+        )
+    n = len(promises)
+    print(f"\nverified_bound covers at least 1 - δ on {n - len(broken)} of {n} heads and promises: {'DOES NOT HOLD' if broken else 'holds'}")
+    for data, tokens, head, epsilon, delta, within, *_ in broken[:12]:
+        print(f"- {data}, {tokens} tokens, head {head}: ε {100 * epsilon:.0f} %, δ {100 * delta:.0f} %, within in {100 * within:.1f} %")
+    return not broken
+
+
+def print_prediction(rows):
+    """Whether the default bound's predicted error is within a factor of 2 of the observed one where it must."""
+    of_default = [row for row in rows if row["rule"] == DEFAULT and "predicted_well" in row]
+    if not of_default:
+        return True
+    share = sum(row["predicted_well"] for row in of_default) / len(of_default)
+    holds = share >= MUST["prediction"]
+    print(
+        f"\n{DEFAULT} predicts the worst head's error within a factor of 2 in {100 * share:.1f} % of the steps that err "
+        f"(must: {100 * MUST['prediction']:.0f} %): {'holds' if holds else 'DOES NOT HOLD'}"
+    )
+    for row in of_default:
+        print(f"- {row['data']}, {row['tokens']} tokens, budget {row['budget']:g}: {100 * row['predicted_well']:.0f} %")
+    return holds
+
+
+def draw_promise(rows, path):
+    """Asked against observed: the part of a head's steps that may miss ε, and the part that did."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    promises = promises_of(rows)
+    if not promises:
+        return
+    epsilons = sorted({promise[3] for promise in promises})
+    figure, axes = plt.subplots(1, len(epsilons), figsize=(4 * len(epsilons), 4.4), squeeze=False, sharey=True)
+    for axis, epsilon in zip(axes[0], epsilons):
+        for kind, (colour, shift) in {"model": ("#1f77b4", 0.94), "diffuse": ("#d95f02", 1.06)}.items():
+            points = [(100 * delta * shift, 100 * max(1 - within, 1e-3)) for data, _, _, e, delta, within, *_ in promises
+                      if e == epsilon and data.startswith(kind)]  # fmt: skip
+            if points:
+                axis.plot(*zip(*points), "o", color=colour, markersize=4, alpha=0.6, label=kind)
+        axis.plot((0.5, 20), (0.5, 20), "k--", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(f"ε {100 * epsilon:.0f} %")
+        axis.set_xlabel("asked: at most δ, %, miss ε")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_major_formatter("{x:g}")
+    axes[0][0].set_ylabel("observed, %, one point a head (0.1: none)")
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def draw(rows, path):
     """Error against bytes and against time: a column a data set at its longest context, a curve a rule."""
     import matplotlib
@@ -203,13 +288,21 @@ def self_test():
     assert (won, cells) == (len(BYTES), len(BYTES))
     won, cells, lost = compare([row(DEFAULT, 0.01, 9e-4), row("other", 0.01, 1e-6)], "bytes_share")  # below the floor
     assert won == cells == len(BYTES)
+    kept = {"data": "d", "tokens": 1, "rule": "verified_bound", "promises": [
+        {"epsilon": 0.1, "delta": 0.05, "within": [1.0, 0.96], "bytes_share": 0.1, "time_us": 1.0}]}  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert print_promise([kept])
+        kept["promises"][0]["within"][1] = 0.94
+        assert not print_promise([kept])
+        assert print_prediction([row(DEFAULT, 0.1, 0.1) | {"predicted_well": 0.95, "budget": 1}])
+        assert not print_prediction([row(DEFAULT, 0.1, 0.1) | {"predicted_well": 0.85, "budget": 1}])
     print("report.py: self-test passed")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", nargs="?", help="what wavekv_rule_sweep wrote")
-    parser.add_argument("--picture", help="file to draw into; needs matplotlib")
+    parser.add_argument("--pictures", help="folder to draw rules.png and promise.png into; needs matplotlib")
     parser.add_argument("--check", action="store_true", help="exit status 1 where a number that must hold does not")
     parser.add_argument("--self-test", action="store_true")
     options = parser.parse_args()
@@ -222,10 +315,13 @@ def main():
     if not rows:
         print(f"{options.sweep}: no points", file=sys.stderr)
         return 2
-    print_table(rows)
-    holds = print_verdict(rows)
-    if options.picture:
-        draw(rows, options.picture)
+    swept = [row for row in rows if "heads" in row]
+    print_table(swept)
+    holds = all([print_verdict(swept), print_promise(rows), print_prediction(swept)])
+    if options.pictures:
+        folder = pathlib.Path(options.pictures)
+        draw(swept, folder / "rules.png")
+        draw_promise(rows, folder / "promise.png")
     return 1 if options.check and not holds else 0
 
 

@@ -29,9 +29,14 @@ struct measured_point {
   double read_share = 0.0;       ///< tokens read exactly, of all
   double time_us = 0.0;          ///< of a step on one thread, median
   double predicted_error = 0.0;  ///< median; 0: the rule predicts none
+  double predicted_well =
+      0.0;  ///< steps whose prediction is within a factor of two of the worst head's error, of those that err
   std::vector<std::vector<float>>
       errors;  ///< [n_query_heads][n_questions] relative errors of the output
 };
+
+/// @brief Errors below this are rounding's: K and V are stored in bf16.
+inline constexpr float least_error = 1e-3F;
 
 /// @brief Questions to a layer, and full attention's answers.
 struct asked_layer {
@@ -39,6 +44,53 @@ struct asked_layer {
   std::vector<std::size_t> tokens;           ///< whose queries are asked
   std::vector<std::vector<float>> expected;  ///< [n_questions][n_query_heads · dim]
 };
+
+/// @brief Asks a cache that holds a layer all of its questions, one at a time.
+template <class Cache, class Bound>
+measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_layer& layer,
+                       const Bound& bound) {
+  const attention_data& data = *layer.data;
+  measured_point point;
+  point.errors.resize(data.n_query_heads);
+  wavekv::step_stats total;
+  std::vector<float> out(data.n_query_heads * data.dim);
+  std::vector<double> times;
+  std::vector<float> predicted;
+  std::size_t n_erring = 0;
+  std::size_t n_predicted = 0;
+  for (std::size_t i = 0; i < layer.tokens.size(); ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    const wavekv::step_stats step =
+        cache.attend(sequence, 0, data.query_view(layer.tokens[i], 1),
+                     wavekv::nhd(out.data(), 1, data.n_query_heads, data.dim),
+                     wavekv::tensor_view<float, 2>{}, bound);
+    times.push_back(
+        std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
+            .count());
+    predicted.push_back(step.predicted_error);
+    total += step;
+    float worst = 0.0F;
+    for (std::size_t head = 0; head < data.n_query_heads; ++head) {
+      point.errors[head].push_back(
+          relative_error(&out[head * data.dim], &layer.expected[i][head * data.dim], data.dim));
+      worst = std::max(worst, point.errors[head].back());
+    }
+    if (worst >= least_error) {
+      ++n_erring;
+      n_predicted +=
+          step.predicted_error >= 0.5F * worst && step.predicted_error <= 2.0F * worst ? 1 : 0;
+    }
+  }
+  const auto held = static_cast<double>(total.tokens_held);
+  point.read_share = static_cast<double>(total.tokens_read) / held;
+  point.bytes_share = static_cast<double>(total.bytes_read) /
+                      (held * 2.0 * static_cast<double>(data.dim * sizeof(wavekv::bf16)));
+  point.time_us = quantile(times, 0.5);
+  point.predicted_error = static_cast<double>(quantile(predicted, 0.5));
+  point.predicted_well =
+      static_cast<double>(n_predicted) / static_cast<double>(std::max<std::size_t>(n_erring, 1));
+  return point;
+}
 
 /// @brief One rule.
 class rule {
@@ -97,47 +149,13 @@ class index_rule final : public rule {
         cache = std::make_unique<cache_type>(geometry_of(*layer.data), options);
         sequence = append_taught(*cache, *layer.data);
       }
-      points.push_back(ask(*cache, sequence, layer, bound_(budget, *layer.data)));
+      points.push_back(ask_all(*cache, sequence, layer, bound_(budget, *layer.data)));
       points.back().budget = budget;
     }
     return points;
   }
 
  private:
-  static measured_point ask(cache_type& cache, wavekv::sequence_id sequence,
-                            const asked_layer& layer, const Bound& bound) {
-    const attention_data& data = *layer.data;
-    measured_point point;
-    point.errors.resize(data.n_query_heads);
-    wavekv::step_stats total;
-    std::vector<float> out(data.n_query_heads * data.dim);
-    std::vector<double> times;
-    std::vector<float> predicted;
-    for (std::size_t i = 0; i < layer.tokens.size(); ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      const wavekv::step_stats step =
-          cache.attend(sequence, 0, data.query_view(layer.tokens[i], 1),
-                       wavekv::nhd(out.data(), 1, data.n_query_heads, data.dim),
-                       wavekv::tensor_view<float, 2>{}, bound);
-      times.push_back(
-          std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
-              .count());
-      predicted.push_back(step.predicted_error);
-      total += step;
-      for (std::size_t head = 0; head < data.n_query_heads; ++head) {
-        point.errors[head].push_back(
-            relative_error(&out[head * data.dim], &layer.expected[i][head * data.dim], data.dim));
-      }
-    }
-    const auto held = static_cast<double>(total.tokens_held);
-    point.read_share = static_cast<double>(total.tokens_read) / held;
-    point.bytes_share = static_cast<double>(total.bytes_read) /
-                        (held * 2.0 * static_cast<double>(data.dim * sizeof(wavekv::bf16)));
-    point.time_us = quantile(times, 0.5);
-    point.predicted_error = static_cast<double>(quantile(predicted, 0.5));
-    return point;
-  }
-
   std::vector<double> budgets_;
   bound_of bound_;
   bool in_windows_ = false;

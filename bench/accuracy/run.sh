@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #
 # bash bench/accuracy/run.sh [--check] [--lengths N,N,...] [--out DIR]: every rule over a sweep of its budget, on keys, values and
-# queries of the example model and of the diffuse generator: a table, a picture, and whether the default bound has the lowest
-# error where it must. Results in DIR (default build/accuracy); one that was cut short goes on there. --check: short
+# queries of the example model and of the diffuse generator, and how often verified_bound keeps its promise: tables, two pictures, and
+# whether what must hold does. Results in DIR (default build/accuracy); one that was cut short goes on there. --check: short
 # contexts; exit status 1 where a number does not hold. WAVEKV_BUILD_DIR names another build folder than build/bench.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -29,7 +29,7 @@ while (($#)); do
     shift
     ;;
   *)
-    sed -n '4,7s/^# //p' "$0" >&2
+    sed -n '4,8s/^# //p' "$0" >&2
     [[ $1 == --help || $1 == -h ]] && exit 0
     exit 2
     ;;
@@ -47,6 +47,6 @@ cmake --build "$build" --target wavekv_rule_sweep
 mkdir -p "$out"
 python3 -B bench/accuracy/report.py --self-test
 "$build/bin/wavekv_rule_sweep" --lengths "$lengths" --questions "$questions" --out "$out/sweep.jsonl"
-arguments=(--picture "$out/rules.png")
+arguments=(--pictures "$out")
 ((check)) && arguments+=(--check)
 /usr/bin/python3 -B bench/accuracy/report.py "$out/sweep.jsonl" "${arguments[@]}" | tee "$out/rules.md"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // wavekv_rule_sweep: every rule over a sweep of its budget, on one layer after the other: error of the output against
-// bytes read and against time. One line of JSON a point, written as it comes; a run that was cut short goes on where it was.
+// bytes read and against time; and how often verified_bound keeps its promise. One line of JSON a point, written as it comes; a run
+// that was cut short goes on where it was.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "accuracy/promise.hpp"
 #include "accuracy/rule.hpp"
 #include "data/captured.hpp"
 #include "data/diffuse.hpp"
@@ -34,6 +36,7 @@ struct options {
   std::size_t n_questions = 64;
   std::filesystem::path model = WAVEKV_SOURCE_DIR "/examples/models/needle";
   std::filesystem::path haystack = WAVEKV_SOURCE_DIR;
+  std::size_t n_promise_questions = 256;  // 0: none
   std::filesystem::path out = "sweep.jsonl";
   std::uint64_t seed = 1;
 };
@@ -75,6 +78,7 @@ json to_json(const measured_point& point) {
           {"read_share", point.read_share},
           {"time_us", point.time_us},
           {"predicted_error", point.predicted_error},
+          {"predicted_well", point.predicted_well},
           {"heads", std::move(heads)}};
 }
 
@@ -105,6 +109,40 @@ void sweep_layer(const options& options, const attention_data& data, const done_
   std::fprintf(stderr, "\n");
 }
 
+/// The promise is on record as the rule "verified_bound", its budget the first ε.
+void promise_layer(const options& options, const attention_data& data, const done_set& done,
+                   std::ofstream& file) {
+  constexpr const char* name = "verified_bound";
+  if (options.n_promise_questions == 0 ||
+      done.contains(key_of(data.name, data.n_tokens, name, 0.0)))
+    return;
+  std::fprintf(stderr, "%s, %zu tokens: the promise\n", data.name.c_str(), data.n_tokens);
+  json promises = json::array();
+  for (const promise_point& point :
+       measure_promise(ask_exactly(data, options.n_promise_questions))) {
+    promises.push_back({{"epsilon", point.epsilon},
+                        {"delta", point.delta},
+                        {"within", point.within},
+                        {"bytes_share", point.measured.bytes_share},
+                        {"time_us", point.measured.time_us}});
+  }
+  const json row = {{"data", data.name},
+                    {"tokens", data.n_tokens},
+                    {"rule", name},
+                    {"budget", 0.0},
+                    {"questions", options.n_promise_questions},
+                    {"promises", std::move(promises)}};
+  file << row.dump() << '\n';
+  file.flush();
+  if (!file) throw std::runtime_error(options.out.string() + ": cannot write");
+}
+
+void measure_layer(const options& options, const attention_data& data, const done_set& done,
+                   std::ofstream& file) {
+  sweep_layer(options, data, done, file);
+  promise_layer(options, data, done, file);
+}
+
 void run(const options& options) {
   const done_set done = read_done(options.out);
   std::ofstream file(options.out, std::ios::app);
@@ -115,13 +153,13 @@ void run(const options& options) {
     if (wanted("model")) {
       for (const attention_data& layer :
            capture_model(options.model, options.haystack, n_tokens, options.seed))
-        sweep_layer(options, layer, done, file);
+        measure_layer(options, layer, done, file);
     }
     if (wanted("diffuse")) {
       diffuse_options how;
       how.n_query_heads = 8;
       how.seed = options.seed;
-      sweep_layer(options, make_diffuse(n_tokens, how), done, file);
+      measure_layer(options, make_diffuse(n_tokens, how), done, file);
     }
   }
 }
@@ -144,6 +182,10 @@ int main(int argc, char** argv) {
   app.add_option("--questions", options.n_questions, "Queries asked of each layer")
       ->capture_default_str()
       ->check(CLI::Range(2, 100'000));
+  app.add_option("--promise-questions", options.n_promise_questions,
+                 "Queries that verified_bound is asked, for each promise; 0: none")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 100'000));
   app.add_option("--model", options.model, "Model that makes the data set `model`")
       ->capture_default_str()
       ->check(CLI::ExistingDirectory);
