@@ -17,7 +17,8 @@ std::vector<promise_point> measure_promise(const asked_layer& layer) {
   for (const float epsilon : {0.01F, 0.02F, 0.05F, 0.1F}) {
     for (const float delta : {0.01F, 0.05F, 0.1F}) {
       wavekv::verified_bound<> bound;
-      bound.epsilon = bound.rule.epsilon = epsilon;
+      bound.epsilon = epsilon;
+      bound.rule.epsilon = epsilon / 2;  // as the defaults stand to each other
       bound.delta = delta;
       promise_point point;
       point.epsilon = epsilon;
