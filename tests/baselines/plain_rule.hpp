@@ -268,7 +268,9 @@ std::vector<std::size_t> choose_top_k(const plain_rule<Index>& rule, std::size_t
       const auto score = [&](std::size_t page) { return rule.score(kv_head * group + g, page); };
       std::vector<std::size_t> best(rule.n_pages());
       std::iota(best.begin(), best.end(), std::size_t{0});
-      std::ranges::stable_sort(best, std::greater<>(), score);
+      std::ranges::sort(best, [&](std::size_t a, std::size_t b) {
+        return score(a) > score(b) || (score(a) == score(b) && a < b);
+      });
       best.resize(std::min(n_each, best.size()));
       std::ranges::sort(best);
       for (const std::size_t page : best) {

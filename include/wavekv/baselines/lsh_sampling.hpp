@@ -87,9 +87,9 @@ struct lsh_tables {
   static double probability(double cosine) {
     const double p = 1.0 - std::acos(std::clamp(cosine, -1.0, 1.0)) / std::numbers::pi;
     const double code = std::pow(p, static_cast<double>(Bits));
-    const double tables = static_cast<double>(Tables);
     // 1 - (1 - code)^L - L·code·(1 - code)^(L-1), without the cancellation where code is small
-    return -std::expm1((tables - 1.0) * std::log1p(-code) + std::log1p((tables - 1.0) * code));
+    return -std::expm1(static_cast<double>(Tables - 1) * std::log1p(-code) +
+                       std::log1p(static_cast<double>(Tables - 1) * code));
   }
 
   /// @brief One cluster is one token; of more, the mean key is hashed.
@@ -135,7 +135,7 @@ struct lsh_tables {
   /// Complexity: O(Tables · Bits · key_dim + tokens in the query's buckets + found · key_dim) a query head.
   std::size_t score(const kept& of, const query_rows& queries, float* scores,
                     std::size_t stride) const {
-    thread_local std::vector<std::uint8_t> n_common;  // tables shared with the query, up to 2
+    thread_local std::vector<std::uint8_t> n_common;  // tables shared with the query, up to 3
     thread_local std::vector<std::uint16_t> found;
     std::array<std::uint16_t, Tables> codes;
     std::size_t bytes = of.projections.size() * sizeof(float);
@@ -151,7 +151,8 @@ struct lsh_tables {
         bytes += (first[1] - first[0]) * sizeof(std::uint16_t) + 2 * sizeof(std::uint32_t);
         for (std::uint32_t i = first[0]; i < first[1]; ++i) {
           const std::uint16_t token = of.tokens[table * of.n_tokens + i];
-          if (n_common[token] < 2 && ++n_common[token] == 2) found.push_back(token);
+          n_common[token] = static_cast<std::uint8_t>(std::min(n_common[token] + 1, 3));
+          if (n_common[token] == 2) found.push_back(token);
         }
       }
       const float along_mean = product(query, of.mean.data(), queries.dim);
