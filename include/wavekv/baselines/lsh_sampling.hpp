@@ -41,8 +41,8 @@ namespace wavekv::baselines {
 /// Source: MagicPIG, arXiv 2410.16179, sections 4.1 to 4.3 (ten bits, 150 tables).
 template <std::size_t Bits = 10, std::size_t Tables = 150>
 struct lsh_tables {
-  static_assert(Bits >= 1 && Bits <= 16, "lsh_tables: Bits must be 1 to 16");
-  static_assert(Tables >= 2, "lsh_tables: Tables must be at least 2");
+  static_assert(Bits >= 1 && Bits <= 16 && Tables >= 2,
+                "lsh_tables: 1 to 16 Bits, 2 Tables or more");
   static constexpr std::size_t n_codes = std::size_t{1} << Bits;
 
   struct kept {
@@ -85,8 +85,8 @@ struct lsh_tables {
 
   /// @brief How likely a token is found whose key, less the mean, has this cosine with the query.
   static double probability(double cosine) {
-    const double p = 1.0 - std::acos(std::clamp(cosine, -1.0, 1.0)) / std::numbers::pi;
-    const double code = std::pow(p, static_cast<double>(Bits));
+    const double same_sign = 1.0 - std::acos(std::clamp(cosine, -1.0, 1.0)) / std::numbers::pi;
+    const double code = std::pow(same_sign, static_cast<double>(Bits));
     // 1 - (1 - code)^L - L·code·(1 - code)^(L-1), without the cancellation where code is small
     return -std::expm1(static_cast<double>(Tables - 1) * std::log1p(-code) +
                        std::log1p(static_cast<double>(Tables - 1) * code));
