@@ -41,8 +41,7 @@ namespace wavekv::baselines {
 /// Source: MagicPIG, arXiv 2410.16179, sections 4.1 to 4.3 (ten bits, 150 tables).
 template <std::size_t Bits = 10, std::size_t Tables = 150>
 struct lsh_tables {
-  static_assert(Bits >= 1 && Bits <= 16 && Tables >= 2,
-                "lsh_tables: 1 to 16 Bits, 2 Tables or more");
+  static_assert(Bits >= 1 && Bits <= 16 && Tables >= 2, "lsh_tables: Bits 1 to 16, Tables from 2");
   static constexpr std::size_t n_codes = std::size_t{1} << Bits;
 
   struct kept {
