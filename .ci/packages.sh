@@ -6,8 +6,9 @@
 packages_library="cmake ninja-build libeigen3-dev libhwy-dev libxxhash-dev"
 packages_examples="nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev"
 packages_io_uring="liburing-dev" # for wavekv::io_uring, which is left out without it
+packages_hnswlib="libhnswlib-dev" # for wavekv::hnswlib, likewise
 packages_emulated_device="libboost-context-dev libthrust-dev libcub-dev" # the CUDA backend, on the CPU
-packages_tests="doctest-dev $packages_io_uring $packages_emulated_device"
+packages_tests="doctest-dev $packages_io_uring $packages_hnswlib $packages_emulated_device"
 packages_cuda="python3 python3-venv" # beside the CUDA toolkit, which Debian does not have
 packages_benches="libbenchmark-dev"
 packages_pictures="python3 python3-matplotlib"

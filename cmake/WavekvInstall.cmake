@@ -16,6 +16,10 @@ if(TARGET wavekv_io_uring) # a file of its own: who has no liburing does not rea
   install(TARGETS wavekv_io_uring EXPORT wavekvIoUringTargets)
   install(EXPORT wavekvIoUringTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
 endif()
+if(TARGET wavekv_hnswlib)
+  install(TARGETS wavekv_hnswlib EXPORT wavekvHnswlibTargets)
+  install(EXPORT wavekvHnswlibTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
+endif()
 install(TARGETS wavekv_cuda EXPORT wavekvCudaTargets) # likewise: only component cuda reads it
 install(EXPORT wavekvCudaTargets NAMESPACE wavekv:: DESTINATION "${wavekv_package_dir}")
 
@@ -29,6 +33,7 @@ install(FILES
   "${PROJECT_BINARY_DIR}/wavekvConfigVersion.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindCccl.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindHighwayHeaders.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/FindHnswlib.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindLiburing.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/FindXxHash.cmake"
   DESTINATION "${wavekv_package_dir}")

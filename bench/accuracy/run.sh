@@ -38,7 +38,7 @@ while (($#)); do
 done
 
 # shellcheck disable=SC2086 # lists of words
-need_packages $packages_library $packages_examples $packages_benches $packages_pictures
+need_packages $packages_library $packages_examples $packages_benches $packages_hnswlib $packages_pictures
 use_ccache
 
 build=${WAVEKV_BUILD_DIR:-build/bench}

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifdef WAVEKV_HAS_HNSWLIB
+#include <wavekv/baselines/graph.hpp>
+#endif
 #include <wavekv/baselines/low_rank.hpp>
 #include <wavekv/baselines/lsh_sampling.hpp>
 #include <wavekv/baselines/oracle_top_k.hpp>
@@ -35,6 +38,9 @@ std::vector<std::unique_ptr<rule>> token_rules() {
   rules.push_back(top_k_rule<baselines::low_rank_index>("low_rank"));
   rules.push_back(top_k_rule<baselines::product_quantised_index>("product_quantised"));
   add_lsh<75, 150, 300>(rules);
+#ifdef WAVEKV_HAS_HNSWLIB
+  rules.push_back(top_k_rule<baselines::graph_index>("graph"));
+#endif
   return rules;
 }
 

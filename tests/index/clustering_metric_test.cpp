@@ -3,6 +3,7 @@
 // g++ 12 warns inside its own AVX-512 intrinsics where Eigen uses them; a test's oracle needs no vectors.
 #define EIGEN_DONT_VECTORIZE
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <vector>
@@ -180,6 +181,39 @@ TEST_CASE("query metric: a copy goes its own way") {
   CHECK(normalized(original) == before);
   original.add(nhd<const float>(&queries[5 * 8], 5, 1, 8));
   CHECK(normalized(original) == normalized(fork));
+}
+
+TEST_CASE("query metric: a sample of the queries, thinned evenly, whatever the split") {
+  constexpr std::size_t dim = 3;
+  for (const std::size_t max_sample : {2U, 7U, 16U, 64U}) {
+    for (const std::size_t n_tokens : {1U, 15U, 16U, 17U, 100U, 1000U}) {
+      CAPTURE(max_sample);
+      CAPTURE(n_tokens);
+      std::vector<float> queries(n_tokens * 2 * dim);  // row i is (i, i, i)
+      for (std::size_t i = 0; i < queries.size(); ++i) queries[i] = static_cast<float>(i / dim);
+      query_metric once(dim, 4096, max_sample);
+      once.add(nhd<const float>(queries.data(), n_tokens, 2, dim));
+      const std::size_t n = once.sample().size() / dim;
+      CHECK(n <= max_sample);
+      CHECK(n >= std::min(2 * n_tokens, max_sample / 2));
+      const float period = n < 2 ? 1.0F : once.sample()[dim];
+      for (std::size_t i = 0; i < n * dim; ++i) {
+        CHECK(once.sample()[i] == period * static_cast<float>(i / dim));
+      }
+      CHECK(static_cast<std::size_t>(period) * n >=
+            2 * n_tokens - static_cast<std::size_t>(period) + 1);
+      query_metric split(dim, 4096, max_sample);
+      for (std::size_t first = 0; first < n_tokens; first += 7) {
+        split.add(nhd<const float>(queries.data() + first * 2 * dim,
+                                   std::min<std::size_t>(7, n_tokens - first), 2, dim));
+      }
+      CHECK(split == once);
+      query_metric none(dim);
+      none.add(nhd<const float>(queries.data(), n_tokens, 2, dim));
+      CHECK(none.sample().empty());
+      CHECK(normalized(none) == normalized(once));
+    }
+  }
 }
 
 TEST_CASE("query metric: wrong shapes are refused") {

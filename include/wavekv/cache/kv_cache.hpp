@@ -460,7 +460,10 @@ class kv_cache {
       layer.sink = layer.tail =
           token_rows<Scalar>(geometry_.n_kv_heads, geometry_.key_dim, geometry_.value_dim);
       if constexpr (writer_type::wants_queries) {
-        layer.metrics.assign(geometry_.n_kv_heads, query_metric(geometry_.key_dim));
+        layer.metrics.assign(
+            geometry_.n_kv_heads,
+            query_metric(geometry_.key_dim, query_metric::default_max_queries,
+                         detail::n_sample_queries<typename Index::summary_type>()));
       }
     }
     return state;

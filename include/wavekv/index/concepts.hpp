@@ -112,6 +112,7 @@ concept verifying_bound = estimation_bound<B> && requires(const B& b, float erro
 /// | optional            | default | semantics                                                                   |
 /// |---------------------|---------|-----------------------------------------------------------------------------|
 /// | `S::uses_queries`   | `false` | true: the cache gathers a query_metric from prompt queries, clusters.metric |
+/// | `S::n_sample_queries` | 0     | prompt queries that it wants to see themselves, with uses_queries: clusters.metric->sample(); 0 or 2 and more |
 ///
 /// Scores are to a frontier what logits of means are: its `nearness` is the score, `share` what softmax makes of it and the
 /// cluster's size, `error` 0. `s` is const and may be called from several threads at once. mean_summary fits the slot as it
@@ -167,6 +168,15 @@ constexpr bool uses_queries() noexcept {
     return C::uses_queries;
   }
   return false;
+}
+
+/// @brief The summary's n_sample_queries, or 0.
+template <class S>
+constexpr std::size_t n_sample_queries() noexcept {
+  if constexpr (requires { S::n_sample_queries; }) {
+    return S::n_sample_queries;
+  }
+  return 0;
 }
 
 /// @brief The bound's meets(predicted), or true.

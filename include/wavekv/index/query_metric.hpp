@@ -27,7 +27,7 @@ namespace wavekv {
 /// alike, whatever its length, at a cost that grows with the logarithm of the length. The result does not depend on how
 /// the queries are split over calls of `add`.
 ///
-/// Memory: key_dim·(key_dim+1)/2 floats. Not safe for concurrent `add`.
+/// Memory: key_dim·(key_dim+1)/2 floats, and a sample of the queries where it is asked for. Not safe for concurrent `add`.
 class query_metric {
  public:
   static constexpr std::size_t default_max_queries =
@@ -45,10 +45,13 @@ class query_metric {
   /// @brief A metric that has seen no query.
   /// @param key_dim      elements of a query
   /// @param max_queries  rows taken before the thinning starts to bite (see above), at least 2
-  explicit query_metric(std::size_t key_dim, std::size_t max_queries = default_max_queries)
+  /// @param max_sample   queries that are kept as they are, at most: 0 or 2 and more
+  explicit query_metric(std::size_t key_dim, std::size_t max_queries = default_max_queries,
+                        std::size_t max_sample = 0)
       : key_dim_(key_dim),
         rows_per_period_(std::max<std::size_t>(max_queries / 2, 1)),
-        lower_(key_dim * (key_dim + 1) / 2, 0.0F) {}
+        lower_(key_dim * (key_dim + 1) / 2, 0.0F),
+        max_sample_(max_sample) {}
 
   /// @brief Adds the queries of a run of consecutive tokens.
   /// Complexity: O(rows taken · key_dim²). Allocates nothing for float, four rows otherwise.
@@ -100,6 +103,10 @@ class query_metric {
   [[nodiscard]] bool known() const noexcept { return weight_ > 0 && squares_ > 0; }
   /// @brief trace(M) = mean of ‖scale·q‖²; 0 when nothing was seen.
   [[nodiscard]] double trace() const noexcept { return weight_ > 0 ? squares_ / weight_ : 0.0; }
+
+  /// @brief Queries as they were seen, not scaled, [n, key_dim]: every so many of the rows taken, between half of max_sample and all of
+  /// it once there are as many.
+  [[nodiscard]] std::span<const float> sample() const noexcept { return sample_; }
 
   /// @brief M scaled to trace key_dim, with the ridge: what `factor` factorises. The identity if not known().
   /// @param matrix  [key_dim, key_dim], written in full
@@ -159,7 +166,9 @@ class query_metric {
   friend bool operator==(const query_metric&, const query_metric&) = default;
 
   /// @brief Bytes held.
-  [[nodiscard]] std::size_t bytes() const noexcept { return lower_.size() * sizeof(float); }
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    return (lower_.size() + sample_.size()) * sizeof(float);
+  }
 
   /// @brief Whether this is a state that add can have led to, up to rounding; to be asked of one that was read from
   /// elsewhere, since much is built on it: the sums are those of squares, and have a factor.
@@ -217,6 +226,25 @@ class query_metric {
   // Rows taken together, so that the sums are loaded and stored once for all of them.
   static constexpr std::size_t max_together = 4;
 
+  // Every sample_period_-th row of those that are taken; when there is no room for one more, every second one goes.
+  void keep_in_sample(const float* query) {
+    if (max_sample_ == 0 || n_rows_ % sample_period_ != 0) {
+      return;
+    }
+    if (sample_.size() >= max_sample_ * key_dim_) {
+      const std::size_t n_kept = (max_sample_ + 1) / 2;
+      for (std::size_t i = 1; i < n_kept; ++i) {
+        std::copy_n(sample_.data() + 2 * i * key_dim_, key_dim_, sample_.data() + i * key_dim_);
+      }
+      sample_.resize(n_kept * key_dim_);
+      sample_period_ *= 2;
+      if (n_rows_ % sample_period_ != 0) {
+        return;
+      }
+    }
+    sample_.insert(sample_.end(), query, query + key_dim_);
+  }
+
   void add_rows(std::span<const float* const> queries, float scale) {
     std::array<const float*, max_together> taken{};
     std::size_t n_taken = 0;
@@ -231,6 +259,7 @@ class query_metric {
       if (!(square * weight < 1e30)) {
         continue;
       }  // no model's query: it would drown or overflow every other
+      keep_in_sample(query);
       ++n_rows_;
       weight_ += weight;
       squares_ += weight * square;
@@ -275,6 +304,9 @@ class query_metric {
   double weight_ = 0;
   double squares_ = 0;
   std::vector<float> lower_;  ///< Σ weight·q·qᵀ, lower triangle by rows
+  std::size_t max_sample_ = 0;
+  std::size_t sample_period_ = 1;
+  std::vector<float> sample_;  ///< [at most max_sample_, key_dim]
 };
 
 }  // namespace wavekv
