@@ -28,7 +28,8 @@ struct top_k {
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
     std::ranges::fill(zones, zone::dropped);
-    auto left = static_cast<float>(n_tokens);
+    // More than there are is all of them.
+    auto left = static_cast<float>(std::min(n_tokens, nodes.n_tokens));
     const float mean_size = static_cast<float>(nodes.n_tokens) /
                             static_cast<float>(std::max<std::size_t>(nodes.n_clusters, 1));
     std::size_t n_each = 0;
