@@ -157,7 +157,6 @@ void run(const options& options) {
     }
     if (wanted("diffuse")) {
       diffuse_options how;
-      how.n_query_heads = 8;
       how.seed = options.seed;
       measure_layer(options, make_diffuse(n_tokens, how), done, file);
     }

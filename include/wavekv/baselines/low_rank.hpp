@@ -67,15 +67,10 @@ struct low_rank {
     made.n_clusters = clusters.n_clusters();
     made.directions.assign(directions.data(), directions.data() + directions.size());
     made.coordinates = aligned_storage<bf16>(made.n_clusters * made.rank);
-    for (Eigen::Index c = 0; c < n_clusters; ++c) {
-      const auto first =
-          static_cast<Eigen::Index>(clusters.first_token[static_cast<std::size_t>(c)]);
-      const auto last =
-          static_cast<Eigen::Index>(clusters.first_token[static_cast<std::size_t>(c) + 1]);
-      const Eigen::VectorXf along =
-          directions * keys.middleRows(first, last - first).colwise().mean().transpose();
-      simd::from_float(made.coordinates.data() + c * rank, along.data(), made.rank);
-    }
+    const std::vector<float> means = clusters.mean_keys();
+    const rows_type along =
+        Eigen::Map<const rows_type>(means.data(), n_clusters, dim) * directions.transpose();
+    simd::from_float(made.coordinates.data(), along.data(), made.n_clusters * made.rank);
     return made;
   }
 

@@ -188,9 +188,7 @@ class layer_memory {
   /// @brief Memory for what one segment teaches.  @throw cuda_error
   std::pair<device_block<Runtime>, learnt_view> make_lesson(stream_type stream) const {
     device_block<Runtime> block(runtime_, learnt_bytes(), stream);
-    learnt_view lesson;
-    lesson.products = block.template as<float>();
-    lesson.weights = lesson.products + learnt_view::n_products(shape_);
+    const learnt_view lesson = learnt_in(block);
     return {std::move(block), lesson};
   }
 
@@ -231,14 +229,20 @@ class layer_memory {
     point_at_blocks(layer);
   }
 
+  // What is learnt, in a block of learnt_bytes; nothing without one.
+  [[nodiscard]] learnt_view learnt_in(const device_block<Runtime>& block) const noexcept {
+    learnt_view view;
+    view.products = block.template as<float>();
+    view.weights =
+        block.data() == nullptr ? nullptr : view.products + learnt_view::n_products(shape_);
+    return view;
+  }
+
   // What the view says of memory whose sizes follow from the shape.
   void point_at_blocks(layer_type& layer) const noexcept {
     layer.view.segments = layer.segment_table.template as<segment_view<T>>();
     layer.view.top_runs = layer.top_runs.template as<node_run<T>>();
-    layer.view.learnt.products = layer.learnt.template as<float>();
-    layer.view.learnt.weights = layer.learnt.data() == nullptr
-                                    ? nullptr
-                                    : layer.view.learnt.products + learnt_view::n_products(shape_);
+    layer.view.learnt = learnt_in(layer.learnt);
     layer.view.metric.products = layer.metric.template as<float>();
     layer.view.metric.weights = layer.metric.data() == nullptr
                                     ? nullptr

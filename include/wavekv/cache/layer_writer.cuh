@@ -47,8 +47,7 @@ class layer_writer {
   using memory_type = layer_memory<T, Index, Runtime>;
   using segment_size_type = typename Index::segment_size_type;
   using cluster_count_type = typename Index::cluster_count_type;
-  static constexpr bool wants_queries =
-      wavekv::detail::uses_queries<typename Index::clusterer_type>();
+  static constexpr bool wants_queries = memory_type::wants_queries;
 
   /// @brief Tokens that are decoded while a segment is sealed beside them, so that nobody waits for it.
   static constexpr std::size_t seal_lag = (segment_size_type::decode + 7) / 8;
