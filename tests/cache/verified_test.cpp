@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,11 +65,25 @@ TEST_CASE("verified_bound: the promise holds for at least 1 - delta of (step, he
   }
 }
 
-TEST_CASE("verified_bound ends in exact attention when nothing less will do") {
+namespace {
+
+/// Reads little, and takes no sampled answer for good enough.
+struct never_content : wavekv::verified_bound<> {
+  void plan(const wavekv::frontier& nodes, std::span<wavekv::zone> zones) const noexcept {
+    rule.plan(nodes, zones);
+  }
+  [[nodiscard]] static constexpr bool accepts(float /*sampled_error*/) noexcept { return false; }
+  [[nodiscard]] never_content tightened() const noexcept {
+    return {wavekv::verified_bound<>::tightened()};
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a verifying bound ends in exact attention when nothing less will do") {
   for (const key_family family : {key_family::uniform, key_family::clustered}) {
     filled<float, tree> data(family, 900, 9);
-    wavekv::verified_bound<> bound;
-    bound.epsilon = 1e-6F;
+    never_content bound;
     bound.rule.epsilon = 0.5F;
     bound.rule.free_tokens = 0;
     bound.rule.max_open = bound.rule.max_read = 0.01F;
@@ -80,6 +96,24 @@ TEST_CASE("verified_bound ends in exact attention when nothing less will do") {
     CHECK(stats.groups == 2);
     CHECK(stats.tokens_held == 2 * 900);
   }
+}
+
+TEST_CASE("verified_bound reads all that may hide more than it is allowed to miss") {
+  filled<float, tree> data(key_family::uniform, 900, 10);
+  wavekv::verified_bound<> bound;
+  bound.epsilon = 1e-6F;  // of 900 tokens there is none that may be estimated
+  bound.rule.epsilon = 0.5F;
+  const std::vector<float> query = data.query();
+  const auto [got, stats] = attend_counted(data.cache, data.sequence, 0, query, bound);
+  const auto expected = attend_once(data.cache, data.sequence, 0, query, wavekv::exact{});
+  CHECK(stats.rounds == 2);  // no second plan is needed
+  CHECK(stats.clusters_estimated == 0);
+  CHECK(stats.tokens_read == stats.tokens_held);
+  REQUIRE(got.out.size() == expected.out.size());
+  // The same sum in another order: 900 terms of a softmax, each within a few roundings; 64 leave room.
+  for (std::size_t i = 0; i < got.out.size(); ++i)
+    CHECK(std::abs(got.out[i] - expected.out[i]) <=
+          64 * std::numeric_limits<float>::epsilon() * (1.0F + std::abs(expected.out[i])));
 }
 
 TEST_CASE_TEMPLATE("every bound gives the same bits on every executor, on every family", S, float,

@@ -75,6 +75,7 @@ struct frontier_data {
   std::vector<float> ranked_share;
   std::vector<float> ranked_error;
   std::vector<float> settled;
+  std::vector<float> log_normalizer;
   wavekv::frontier view;
 
   /// @brief A random frontier; shares of a head add up to at most 1. @tparam Ranking the bound's
@@ -112,9 +113,12 @@ struct frontier_data {
       for (const float x : mass) {
         data.share.push_back(x / sum);
         data.error.push_back(x / sum * number());
-        data.nearness.push_back(x / sum * number());
+        data.nearness.push_back(10.0F * static_cast<float>(n_nodes) * x / sum * number());
       }
       data.settled.push_back(0.001F * number());
+      // so that some nodes may hold a token worth a look, and some may not
+      data.log_normalizer.push_back(data.nearness[g * n_nodes + random() % n_nodes] +
+                                    12.0F * number());
     }
     for (std::size_t i = 0; i < n_nodes; ++i) {
       float share = data.share[i];
@@ -146,6 +150,7 @@ struct frontier_data {
     ranked_share = std::move(other.ranked_share);
     ranked_error = std::move(other.ranked_error);
     settled = std::move(other.settled);
+    log_normalizer = std::move(other.log_normalizer);
     view = other.view;
     point();
     return *this;
@@ -160,6 +165,7 @@ struct frontier_data {
     view.ranked_share_data = ranked_share.data();
     view.ranked_error_data = ranked_error.data();
     view.settled_data = settled.data();
+    view.log_normalizer_data = log_normalizer.data();
   }
 };
 

@@ -129,6 +129,7 @@ std::vector<zone> plan_on_device(const Bound& bound, const frontier_data& data,
   nodes.ranked_shares = spread(data.ranked_share, 1, 0.0F);
   nodes.ranked_errors = spread(data.ranked_error, 1, 0.0F);
   nodes.settled = memory.put(data.settled);
+  nodes.log_normalizers = memory.put(data.log_normalizer);
   kernel.zones = memory.put(std::vector<zone>(stride));
   memory.runtime().launch({}, device::grid{1, 1}, kernel);
   std::vector<zone> in_columns(stride);
@@ -210,7 +211,7 @@ TEST_CASE_TEMPLATE("fixed_budget chooses the same zones on the device", Ranking,
                       bound{.retrieve = 0.4F, .estimate = 0.6F, .least_per_head = 0}});
 }
 
-TEST_CASE("verified_bound plans as its rule does") {
+TEST_CASE("verified_bound plans as on the CPU: its rule, and what may hide a token") {
   wavekv::verified_bound<> bound;
   bound.rule.free_tokens = 8;
   check_bound<wavekv::verified_bound<>>({bound, bound.tightened()});

@@ -361,6 +361,44 @@ TEST_CASE("rankings") {
   CHECK(wavekv::rank_by_sum::combine(1.0F, 2.0F) == 3.0F);
 }
 
+TEST_CASE("verified_bound: a node that may hide a token is read whatever its rule says") {
+  random_engine random(11);
+  std::size_t n_hidden = 0;
+  std::size_t n_left = 0;
+  for (const std::size_t level : {0U, 1U}) {
+    for (const std::size_t group : {1U, 3U}) {
+      const frontier_data data = frontier_data::random<wavekv::rank_by_max>(
+          random, level, 1000, group, key_family::uniform);
+      for (const float delta : {0.01F, 0.1F, 0.4F}) {
+        wavekv::verified_bound<> bound;
+        bound.delta = delta;
+        const auto by_rule = plan(bound.rule, data);
+        const auto by_bound = plan(bound, data);
+        // the share of which a token is looked for, by its definition
+        const double share = 0.025 * static_cast<double>(bound.margin) *
+                             static_cast<double>(bound.epsilon) *
+                             std::sqrt(static_cast<double>(delta));
+        for (std::size_t i = 0; i < data.view.n_nodes; ++i) {
+          bool hides = false;
+          bool near_the_edge = false;
+          for (std::size_t g = 0; g < group; ++g) {
+            const double held = std::exp(static_cast<double>(data.view.nearness(g)[i]) -
+                                         static_cast<double>(data.log_normalizer[g]));
+            hides = hides || held >= share;
+            near_the_edge = near_the_edge || std::abs(held - share) <= 1e-4 * share;
+          }
+          if (near_the_edge) continue;
+          CHECK(by_bound[i] == (hides ? zone::retrieval : by_rule[i]));
+          n_hidden += hides && by_rule[i] != zone::retrieval ? 1 : 0;
+          n_left += by_bound[i] == zone::estimation ? 1 : 0;
+        }
+      }
+    }
+  }
+  CHECK(n_hidden > 0);  // else the test shows nothing
+  CHECK(n_left > 0);
+}
+
 TEST_CASE("verified_bound: more confidence asks for more deviations; rounds tighten") {
   wavekv::verified_bound<> bound;
   float before = 0.0F;

@@ -57,13 +57,14 @@ struct frontier_view {
   unsigned n_steady_tokens = 0;  ///< tokens of the steady zone
   unsigned stride = 0;           ///< floats from one head's numbers to the next's
 
-  const float* sizes = nullptr;          ///< [n_columns]
-  const float* shares = nullptr;         ///< [group_size, stride] see frontier
-  const float* errors = nullptr;         ///< [group_size, stride]
-  const float* nearnesses = nullptr;     ///< [group_size, stride]
-  const float* ranked_shares = nullptr;  ///< [n_columns]
-  const float* ranked_errors = nullptr;  ///< [n_columns]
-  const float* settled = nullptr;        ///< [group_size] squared errors that coarser levels left
+  const float* sizes = nullptr;            ///< [n_columns]
+  const float* shares = nullptr;           ///< [group_size, stride] see frontier
+  const float* errors = nullptr;           ///< [group_size, stride]
+  const float* nearnesses = nullptr;       ///< [group_size, stride]
+  const float* ranked_shares = nullptr;    ///< [n_columns]
+  const float* ranked_errors = nullptr;    ///< [n_columns]
+  const float* settled = nullptr;          ///< [group_size] squared errors that coarser levels left
+  const float* log_normalizers = nullptr;  ///< [group_size] see frontier
 
   /// @brief Whether there is a node in a column.
   [[nodiscard]] WAVEKV_DEVICE bool is_node(unsigned column) const { return sizes[column] > 0.0F; }

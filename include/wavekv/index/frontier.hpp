@@ -31,13 +31,14 @@ struct frontier {
   std::size_t n_steady_tokens =
       0;  ///< tokens of the steady zone, read exactly whatever the verdict
 
-  const float* size_data = nullptr;          ///< [n_nodes]
-  const float* share_data = nullptr;         ///< [group_size, n_nodes]
-  const float* error_data = nullptr;         ///< [group_size, n_nodes]
-  const float* nearness_data = nullptr;      ///< [group_size, n_nodes]
-  const float* ranked_share_data = nullptr;  ///< [n_nodes]
-  const float* ranked_error_data = nullptr;  ///< [n_nodes]
-  const float* settled_data = nullptr;       ///< [group_size]
+  const float* size_data = nullptr;            ///< [n_nodes]
+  const float* share_data = nullptr;           ///< [group_size, n_nodes]
+  const float* error_data = nullptr;           ///< [group_size, n_nodes]
+  const float* nearness_data = nullptr;        ///< [group_size, n_nodes]
+  const float* ranked_share_data = nullptr;    ///< [n_nodes]
+  const float* ranked_error_data = nullptr;    ///< [n_nodes]
+  const float* settled_data = nullptr;         ///< [group_size]
+  const float* log_normalizer_data = nullptr;  ///< [group_size]
 
   /// @brief Tokens under each node.
   [[nodiscard]] std::span<const float> size() const noexcept { return {size_data, n_nodes}; }
@@ -70,6 +71,12 @@ struct frontier {
   /// @brief Sum of squared errors, per query head, of nodes that coarser levels left in the estimation zone.
   [[nodiscard]] std::span<const float> settled_squared_error() const noexcept {
     return {settled_data, group_size};
+  }
+
+  /// @brief Log normaliser of each query head's softmax, of everything, as known so far: a token of logit s has a share
+  /// of e^(s - log normaliser) in it.
+  [[nodiscard]] std::span<const float> log_normalizer() const noexcept {
+    return {log_normalizer_data, group_size};
   }
 };
 

@@ -200,6 +200,7 @@ class zone_planner {
     nodes.ranked_shares = columns_.ranked_shares;
     nodes.ranked_errors = columns_.ranked_errors;
     nodes.settled = settled_;
+    nodes.log_normalizers = search_.normalizers + level_ * search_.shape.group_size;
     if constexpr (plans_on_device<Bound, Block>) {
       plan_on_device(b, bound, nodes, columns_.zones, memory_);
     } else {

@@ -75,6 +75,7 @@ class zone_planner {
     nodes.ranked_error_data = state.ranked_error.data();
     settled_float_.assign(settled_.begin(), settled_.end());
     nodes.settled_data = settled_float_.data();
+    nodes.log_normalizer_data = log_normalizer_.data();
     std::fill_n(state.zones.begin(), state.n_nodes, zone::estimation);
     bound.plan(nodes, std::span<zone>(state.zones.data(), state.n_nodes));
     settle(level, state, leaning);

@@ -7,6 +7,7 @@
 #include <span>
 
 #include <wavekv/core/errors.hpp>
+#include <wavekv/core/host_device.hpp>
 #include <wavekv/index/bounds/error_bound.hpp>
 #include <wavekv/index/frontier.hpp>
 
@@ -20,6 +21,11 @@ namespace wavekv {
 /// · √(e^σ² - 1) and averages the residual of each, importance weighted: an unbiased estimate of the
 /// output's error. Added to its squared norm are as many of its standard errors as the normal
 /// distribution asks for delta (see error_sampler).
+///
+/// What a sample finds last is one token that is nothing like the others of its cluster: nearly all draws go elsewhere.
+/// So every node is read, or opened, of whose tokens the nearest is expected to hold hidden_share() or more of some head's
+/// softmax. Measured on the example model's keys: without it one head in four missed δ = 1 %; and what is read for it spares
+/// rounds, ε = 1 % takes a third fewer bytes (bench/README.md, "Rules side by side").
 /// Models verifying_bound.
 /// @tparam Ranking  as in error_bound
 template <class Ranking = rank_by_max>
@@ -70,6 +76,23 @@ struct verified_bound {
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
     rule.plan(nodes, zones);
+    const float log_share = std::log(hidden_share());
+    for (std::size_t g = 0; g < nodes.group_size; ++g) {
+      const float least = nodes.log_normalizer()[g] + log_share;
+      const std::span<const float> nearness = nodes.nearness(g);
+      for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
+        if (nearness[i] >= least) {
+          zones[i] = zone::retrieval;
+        }
+      }
+    }
+  }
+
+  /// @brief The part of a head's softmax that no token may be expected to hold in a node that is not read: margin · epsilon ·
+  /// √delta / 40. A token that matters was seen up to e⁶ times as heavy as the nearest that its cluster lets expect;
+  /// e⁵ lost δ = 1 % on two heads of eight.
+  [[nodiscard]] WAVEKV_HOST_DEVICE float hidden_share() const noexcept {
+    return 0.025F * margin * epsilon * std::sqrt(delta);
   }
 
   [[nodiscard]] std::size_t n_samples() const noexcept { return samples; }
