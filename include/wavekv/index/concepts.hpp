@@ -76,7 +76,8 @@ concept clusterer = std::semiregular<C> &&
 /// | `b.validate()`            | nothing       | throws config_error when a member is out of range               |
 ///
 /// A bound is a small copyable value: its type names the rule, its members are the run-time parameters.
-/// A bound that also checks its answer by sampling models verifying_bound.
+/// One that remembers from step to step does so behind a pointer, whose memory copies share: a frontier's `place` and `head` say
+/// whose it is, and different heads plan at once. A bound that also checks its answer by sampling models verifying_bound.
 template <class B>
 concept estimation_bound =
     std::copyable<B> && requires(const B& b, const frontier& nodes, std::span<zone> zones) {
