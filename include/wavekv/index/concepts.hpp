@@ -113,6 +113,7 @@ concept verifying_bound = estimation_bound<B> && requires(const B& b, float erro
 /// | optional            | default | semantics                                                                   |
 /// |---------------------|---------|-----------------------------------------------------------------------------|
 /// | `S::uses_queries`   | `false` | true: the cache gathers a query_metric from prompt queries, clusters.metric |
+/// | `kept.bytes()`      | 0       | memory that it holds beside its own size: statistics::index_bytes           |
 /// | `S::n_sample_queries` | 0     | prompt queries that it wants to see themselves, with uses_queries: clusters.metric->sample(); 0 or 2 and more |
 ///
 /// Scores are to a frontier what logits of means are: its `nearness` is the score, `share` what softmax makes of it and the
