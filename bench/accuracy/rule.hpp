@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -14,8 +13,7 @@
 #include <wavekv/cache/kv_cache.hpp>
 #include <wavekv/cpu/executor.hpp>
 
-#include "data/attention_data.hpp"
-#include "data/questions.hpp"
+#include "data/asked_layer.hpp"
 
 /// @file rule.hpp
 /// @brief A rule that chooses what is read, as a cache type and a sweep of its budget.
@@ -38,13 +36,6 @@ struct measured_point {
 /// @brief Errors below this are rounding's: K and V are stored in bf16.
 inline constexpr float least_error = 1e-3F;
 
-/// @brief Questions to a layer, and full attention's answers.
-struct asked_layer {
-  const attention_data* data = nullptr;
-  std::vector<std::size_t> tokens;           ///< whose queries are asked
-  std::vector<std::vector<float>> expected;  ///< [n_questions][n_query_heads · dim]
-};
-
 /// @brief Asks a cache that holds a layer all of its questions, one at a time.
 template <class Cache, class Bound>
 measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_layer& layer,
@@ -52,39 +43,25 @@ measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_l
   const attention_data& data = *layer.data;
   measured_point point;
   point.errors.resize(data.n_query_heads);
-  wavekv::step_stats total;
-  std::vector<float> out(data.n_query_heads * data.dim);
   std::vector<double> times;
   std::vector<float> predicted;
   std::size_t n_erring = 0;
   std::size_t n_predicted = 0;
-  for (std::size_t i = 0; i < layer.tokens.size(); ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    const wavekv::step_stats step =
-        cache.attend(sequence, 0, data.query_view(layer.tokens[i], 1),
-                     wavekv::nhd(out.data(), 1, data.n_query_heads, data.dim),
-                     wavekv::tensor_view<float, 2>{}, bound);
-    times.push_back(
-        std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start)
-            .count());
-    predicted.push_back(step.predicted_error);
-    total += step;
-    float worst = 0.0F;
+  const auto take = [&](const asked_step& step) {
+    times.push_back(step.time_us);
+    const float said = step.stats.predicted_error;
+    predicted.push_back(said);
     for (std::size_t head = 0; head < data.n_query_heads; ++head) {
-      point.errors[head].push_back(
-          relative_error(&out[head * data.dim], &layer.expected[i][head * data.dim], data.dim));
-      worst = std::max(worst, point.errors[head].back());
+      point.errors[head].push_back(step.errors[head]);
     }
-    if (worst >= least_error) {
+    if (step.worst >= least_error) {
       ++n_erring;
-      n_predicted +=
-          step.predicted_error >= 0.5F * worst && step.predicted_error <= 2.0F * worst ? 1 : 0;
+      n_predicted += said >= 0.5F * step.worst && said <= 2.0F * step.worst ? 1 : 0;
     }
-  }
-  const auto held = static_cast<double>(total.tokens_held);
-  point.read_share = static_cast<double>(total.tokens_read) / held;
-  point.bytes_share = static_cast<double>(total.bytes_read) /
-                      (held * 2.0 * static_cast<double>(data.dim * sizeof(wavekv::bf16)));
+  };
+  const wavekv::step_stats total = ask_each(cache, sequence, layer, bound, take);
+  point.read_share = read_share(total);
+  point.bytes_share = bytes_share(total, data);
   point.time_us = quantile(times, 0.5);
   point.predicted_error = static_cast<double>(quantile(predicted, 0.5));
   point.predicted_well =

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -82,20 +83,44 @@ json to_json(const measured_point& point) {
           {"heads", std::move(heads)}};
 }
 
+/// The rules that were asked for and are not on record for a layer.
+std::vector<std::unique_ptr<rule>> rules_left(const options& options, const std::string& data,
+                                              std::size_t n_tokens, const done_set& done) {
+  std::vector<std::unique_ptr<rule>> left = all_rules();
+  std::erase_if(left, [&](const std::unique_ptr<rule>& rule) {
+    const auto is_done = [&](double budget) {
+      return done.contains(key_of(data, n_tokens, rule->name(), budget));
+    };
+    return (!options.rules.empty() &&
+            std::ranges::find(options.rules, rule->name()) == options.rules.end()) ||
+           rule->is_done(is_done);
+  });
+  return left;
+}
+
+/// The promise is on record as the rule "verified_bound", its budget the first ε.
+constexpr const char* promise_name = "verified_bound";
+bool is_promise_left(const options& options, const std::string& data, std::size_t n_tokens,
+                     const done_set& done) {
+  return options.n_promise_questions != 0 &&
+         !done.contains(key_of(data, n_tokens, promise_name, 0.0));
+}
+
+bool is_left(const options& options, const std::string& data, std::size_t n_tokens,
+             const done_set& done) {
+  return !rules_left(options, data, n_tokens, done).empty() ||
+         is_promise_left(options, data, n_tokens, done);
+}
+
 void sweep_layer(const options& options, const attention_data& data, const done_set& done,
                  std::ofstream& file) {
+  const auto left = rules_left(options, data.name, data.n_tokens, done);
+  if (left.empty()) return;
   const asked_layer layer = ask_exactly(data, options.n_questions);
   std::fprintf(stderr, "%s, %zu tokens:", data.name.c_str(), data.n_tokens);
-  for (const auto& rule : all_rules()) {
-    if (!options.rules.empty() &&
-        std::ranges::find(options.rules, rule->name()) == options.rules.end())
-      continue;
+  for (const auto& rule : left) {
     std::fprintf(stderr, " %s", rule->name().c_str());
     std::fflush(stderr);
-    if (rule->is_done([&](double budget) {
-          return done.contains(key_of(data.name, data.n_tokens, rule->name(), budget));
-        }))
-      continue;
     for (const measured_point& point : rule->sweep(layer)) {
       json row = to_json(point);
       row["data"] = data.name;
@@ -109,13 +134,9 @@ void sweep_layer(const options& options, const attention_data& data, const done_
   std::fprintf(stderr, "\n");
 }
 
-/// The promise is on record as the rule "verified_bound", its budget the first ε.
 void promise_layer(const options& options, const attention_data& data, const done_set& done,
                    std::ofstream& file) {
-  constexpr const char* name = "verified_bound";
-  if (options.n_promise_questions == 0 ||
-      done.contains(key_of(data.name, data.n_tokens, name, 0.0)))
-    return;
+  if (!is_promise_left(options, data.name, data.n_tokens, done)) return;
   std::fprintf(stderr, "%s, %zu tokens: the promise\n", data.name.c_str(), data.n_tokens);
   json promises = json::array();
   for (const promise_point& point :
@@ -128,7 +149,7 @@ void promise_layer(const options& options, const attention_data& data, const don
   }
   const json row = {{"data", data.name},
                     {"tokens", data.n_tokens},
-                    {"rule", name},
+                    {"rule", promise_name},
                     {"budget", 0.0},
                     {"questions", options.n_promise_questions},
                     {"promises", std::move(promises)}};
@@ -150,14 +171,17 @@ void run(const options& options) {
     return std::ranges::find(options.data, name) != options.data.end();
   };
   for (const std::size_t n_tokens : options.lengths) {
-    if (wanted("model")) {
+    const auto left = [&](const std::string& name) {
+      return is_left(options, name, n_tokens, done);
+    };
+    if (wanted("model") && std::ranges::any_of(captured_names(options.model), left)) {
       for (const attention_data& layer :
            capture_model(options.model, options.haystack, n_tokens, options.seed))
         measure_layer(options, layer, done, file);
     }
-    if (wanted("diffuse")) {
-      diffuse_options how;
-      how.seed = options.seed;
+    diffuse_options how;
+    how.seed = options.seed;
+    if (wanted("diffuse") && left(how.name())) {
       measure_layer(options, make_diffuse(n_tokens, how), done, file);
     }
   }

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include <wavekv/baselines/flat_wave.hpp>
-#include <wavekv/index/bounds/exact.hpp>
 #include <wavekv/wavekv.hpp>
 
 #include "accuracy/rule.hpp"
@@ -10,20 +9,11 @@
 namespace wavekv_bench {
 
 asked_layer ask_exactly(const attention_data& data, std::size_t n_questions) {
-  asked_layer layer;
-  layer.data = &data;
-  layer.tokens = question_tokens(data, n_questions);
   using cache_type =
       wavekv::kv_cache<wavekv::bf16, wavekv::wave_index<>::with_clusterer<wavekv::consecutive>>;
   cache_type cache(geometry_of(data));
   const wavekv::sequence_id sequence = append_taught(cache, data);
-  for (const std::size_t token : layer.tokens) {
-    std::vector<float>& out = layer.expected.emplace_back(data.n_query_heads * data.dim);
-    cache.attend(sequence, 0, data.query_view(token, 1),
-                 wavekv::nhd(out.data(), 1, data.n_query_heads, data.dim),
-                 wavekv::tensor_view<float, 2>{}, wavekv::exact{});
-  }
-  return layer;
+  return ask_exactly(cache, sequence, data, n_questions);
 }
 
 std::vector<std::unique_ptr<rule>> wave_rules() {

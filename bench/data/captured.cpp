@@ -12,6 +12,7 @@
 
 #include <wavekv/wavekv.hpp>
 
+#include "config.hpp"
 #include "full_attention.hpp"
 #include "model.hpp"
 #include "needle.hpp"
@@ -98,15 +99,24 @@ std::vector<float> read_floats(const std::string& path, std::size_t n) {
 
 }  // namespace
 
+std::vector<std::string> captured_names(const std::filesystem::path& model) {
+  std::vector<std::string> names;
+  for (const transformer::layer_config& layer : transformer::read_config(model).layers) {
+    if (!layer.sliding) names.push_back("model layer " + std::to_string(names.size()));
+  }
+  return names;
+}
+
 std::vector<attention_data> capture_model(const std::filesystem::path& directory,
                                           const std::filesystem::path& haystack,
                                           std::size_t n_tokens, std::uint64_t seed) {
   transformer::model model(directory);
   const auto tokens = haystack_with_questions(directory, haystack, n_tokens, seed);
   const auto& config = model.config();
-  std::vector<attention_data> layers(model.n_full_layers());
+  const std::vector<std::string> names = captured_names(directory);
+  std::vector<attention_data> layers(names.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    layers[i].name = "model layer " + std::to_string(i);
+    layers[i].name = names[i];
     layers[i].n_query_heads = config.n_query_heads;
     layers[i].n_kv_heads = config.n_kv_heads;
     layers[i].dim = config.head_dim;

@@ -23,6 +23,10 @@ std::vector<attention_data> capture_model(const std::filesystem::path& model,
                                           const std::filesystem::path& haystack,
                                           std::size_t n_tokens, std::uint64_t seed);
 
+/// @brief What the layers are called that capture_model captures, without reading more than the model's configuration.
+/// @throw std::runtime_error when it cannot be read
+std::vector<std::string> captured_names(const std::filesystem::path& model);
+
 /// @brief Writes layers to prefix.json (their sizes) and prefix.<layer>.{q,k,v} (raw floats, this machine's order).
 /// @throw std::runtime_error
 void write_captured(const std::string& prefix, const std::vector<attention_data>& layers);

@@ -65,6 +65,13 @@ struct diffuse_options {
   std::size_t n_topics = 512;
   std::size_t topic_tokens = 24;  ///< a text stays with a topic so long
   std::uint64_t seed = 1;
+
+  /// @brief What the data are called.
+  [[nodiscard]] std::string name() const {
+    std::ostringstream text;
+    text << "diffuse " << temperature;
+    return text.str();
+  }
 };
 
 /// @brief Makes diffuse data piece by piece, so that a long context never lies in memory as floats.
@@ -97,9 +104,7 @@ class diffuse_source {
   /// @brief The next n tokens. Complexity: O(n · n_kv_heads · dim · 20).
   attention_data next(std::size_t n, bool with_queries) {
     attention_data data;
-    std::ostringstream name;
-    name << "diffuse " << options_.temperature;
-    data.name = name.str();
+    data.name = options_.name();
     data.n_tokens = n;
     data.n_query_heads = options_.n_query_heads;
     data.n_kv_heads = options_.n_kv_heads;

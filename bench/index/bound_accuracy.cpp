@@ -19,9 +19,9 @@
 
 #include <wavekv/wavekv.hpp>
 
+#include "data/asked_layer.hpp"
 #include "data/captured.hpp"
 #include "data/diffuse.hpp"
-#include "data/questions.hpp"
 
 namespace {
 
@@ -124,55 +124,34 @@ class measured_layer {
       : data_(data),
         cache_(geometry_of(data)),
         sequence_(append_taught(cache_, data)),
-        tokens_(question_tokens(data, n_questions)) {
-    for (const std::size_t token : tokens_) {
-      expected_.emplace_back(data.n_query_heads * data.dim);
-      ask(token, expected_.back(), wavekv::exact{});
-    }
-  }
+        asked_(ask_exactly(cache_, sequence_, data, n_questions)) {}
 
   result measure(const rule& rule) {
     result found;
     found.rule = rule.name;
     found.parameters = rule.parameters;
     found.epsilon = rule.epsilon;
-    wavekv::step_stats total;
-    std::vector<float> out(data_.n_query_heads * data_.dim);
-    for (std::size_t i = 0; i < tokens_.size(); ++i) {
-      const wavekv::step_stats step =
-          std::visit([&](const auto& bound) { return ask(tokens_[i], out, bound); }, rule.bound);
-      total += step;
-      float worst = 0;
-      for (std::size_t head = 0; head < data_.n_query_heads; ++head) {
-        found.errors.push_back(
-            relative_error(&out[head * data_.dim], &expected_[i][head * data_.dim], data_.dim));
-        worst = std::max(worst, found.errors.back());
-      }
-      const float said = step.sampled_error > 0 ? step.sampled_error : step.predicted_error;
-      if (worst > 0 && said > 0) found.ratios.push_back(said / worst);
-    }
-    const auto held = static_cast<double>(total.tokens_held);
-    found.read_share = static_cast<double>(total.tokens_read) / held;
-    found.bytes_share = static_cast<double>(total.bytes_read) /
-                        (held * 2.0 * static_cast<double>(data_.dim * sizeof(wavekv::bf16)));
+    const auto take = [&](const asked_step& step) {
+      found.errors.insert(found.errors.end(), step.errors.begin(), step.errors.end());
+      const float said =
+          step.stats.sampled_error > 0 ? step.stats.sampled_error : step.stats.predicted_error;
+      if (step.worst > 0 && said > 0) found.ratios.push_back(said / step.worst);
+    };
+    const wavekv::step_stats total = std::visit(
+        [&](const auto& bound) { return ask_each(cache_, sequence_, asked_, bound, take); },
+        rule.bound);
+    found.read_share = read_share(total);
+    found.bytes_share = bytes_share(total, data_);
     found.capped_share = static_cast<double>(total.capped) / static_cast<double>(total.groups);
     found.summarize();
     return found;
   }
 
  private:
-  template <class Bound>
-  wavekv::step_stats ask(std::size_t token, std::vector<float>& out, const Bound& bound) {
-    return cache_.attend(sequence_, 0, data_.query_view(token, 1),
-                         wavekv::nhd(out.data(), 1, data_.n_query_heads, data_.dim),
-                         wavekv::tensor_view<float, 2>{}, bound);
-  }
-
   const attention_data& data_;
   Cache cache_;
   wavekv::sequence_id sequence_;
-  std::vector<std::size_t> tokens_;
-  std::vector<std::vector<float>> expected_;
+  asked_layer asked_;
 };
 
 void print_header() {

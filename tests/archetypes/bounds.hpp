@@ -51,6 +51,8 @@ struct alternate {
 
 /// @brief What a bound was asked and what it answered, one level of one query group.
 struct plan_record {
+  wavekv::query_place place;
+  std::size_t head = 0;
   std::size_t level = 0;
   std::size_t group_size = 0;
   std::size_t n_clusters = 0;
@@ -75,6 +77,8 @@ struct recording {
   void plan(const wavekv::frontier& nodes, std::span<wavekv::zone> zones) const {
     bound.plan(nodes, zones);
     plan_record record;
+    record.place = nodes.place;
+    record.head = nodes.head;
     record.level = nodes.level;
     record.group_size = nodes.group_size;
     record.n_clusters = nodes.n_clusters;

@@ -48,9 +48,23 @@ class plain_rule {
         sequence_(cache_.create()) {
     append_rows(cache_, sequence_, 0, keys_, values_);
     REQUIRE(cache_.stats(sequence_).segments == n_segments);
+    scores_.resize(sizes_.n_query_heads);
     for (std::size_t head = 0; head < sizes_.n_kv_heads; ++head) score(head);
+    const std::size_t per_page = (sizes_.key_dim + sizes_.value_dim + 3) * sizeof(float);
+    const std::size_t per_segment = sizeof(float) + segment_tokens * sizeof(std::uint16_t);
+    CHECK(cache_.stats(sequence_).index_bytes ==
+          sizes_.n_kv_heads * (n_pages() * per_page + n_segments * per_segment) + kept_bytes_);
   }
 
+  /// @brief New queries of a KV head, to be asked next.
+  void ask_anew(random_engine& random, std::size_t head) {
+    const std::vector<float> drawn =
+        normal_rows(random, sizes_.group_size() * sizes_.key_dim, 1.5F);
+    std::ranges::copy(drawn, queries_.begin() + static_cast<std::ptrdiff_t>(head * drawn.size()));
+    score(head);
+  }
+
+  [[nodiscard]] wavekv::sequence_id sequence() const { return sequence_; }
   [[nodiscard]] const wavekv::geometry& sizes() const { return sizes_; }
   [[nodiscard]] std::size_t n_pages() const { return pages_.size(); }
   [[nodiscard]] std::size_t page_tokens(std::size_t page) const { return pages_[page].n; }
@@ -181,7 +195,7 @@ class plain_rule {
         queries_.begin() + static_cast<std::ptrdiff_t>(head * group * sizes_.key_dim),
         queries_.begin() + static_cast<std::ptrdiff_t>((head + 1) * group * sizes_.key_dim));
     for (float& x : queries) x *= sizes_.logit_scale();
-    scores_.resize((head + 1) * group);
+    for (std::size_t g = 0; g < group; ++g) scores_[head * group + g].clear();
     pages_.clear();
     for (std::size_t s = 0; s < n_segments; ++s) {
       const std::size_t first = 4 + s * segment_tokens;  // behind the sink
@@ -210,8 +224,10 @@ class plain_rule {
       rows.first_token = first_token;
       std::vector<float> found(group * n_each);
       const summary_type summary;
-      summary.score(summary.keep(rows), {queries.data(), group, sizes_.key_dim, sizes_.key_dim},
-                    found.data(), n_each);
+      const typename summary_type::kept kept = summary.keep(rows);
+      kept_bytes_ += wavekv::detail::kept_bytes(kept);
+      summary.score(kept, {queries.data(), group, sizes_.key_dim, sizes_.key_dim}, found.data(),
+                    n_each);
       for (std::size_t g = 0; g < group; ++g) {
         auto& to = scores_[head * group + g];
         to.insert(to.end(), found.begin() + static_cast<std::ptrdiff_t>(g * n_each),
@@ -252,6 +268,7 @@ class plain_rule {
   cache_type cache_;
   wavekv::sequence_id sequence_;
   std::vector<token_page> pages_;
+  std::size_t kept_bytes_ = 0;              // by the summary, of all that was scored
   std::vector<std::vector<float>> scores_;  // [n_query_heads][n_pages]
 };
 

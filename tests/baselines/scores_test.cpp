@@ -309,3 +309,21 @@ TEST_CASE("lsh_tables: who shares two codes is found, at its logit less the loga
   for (const double x : off) sum += x;
   CHECK(std::abs(sum / static_cast<double>(off.size())) < 0.05);
 }
+
+TEST_CASE("what a summary keeps is counted, the object and its arrays") {
+  random_engine random = generator("kept bytes");
+  const cluster_data data = cluster_data::random(random, key_family::clustered, 200, 40, 32);
+  const auto bytes_of = [&]<class Summary>(const Summary& summary) {
+    using kept_type = typename Summary::kept;
+    return wavekv::detail::kept_bytes(summary.keep(data.view)) - sizeof(kept_type);
+  };
+  CHECK(bytes_of(baselines::no_summary{}) == 0);
+  CHECK(bytes_of(first_key{}) == 0);  // does not say
+  CHECK(bytes_of(baselines::page_bounds{}) == 40 * 2 * 32 * 2);
+  CHECK(bytes_of(baselines::block_mean{}) == 40 * 32 * 2);
+  CHECK(bytes_of(baselines::low_rank<6>{}) == 6 * 32 * 4 + 40 * 6 * 2);
+  CHECK(bytes_of(baselines::product_quantised<2, 3>{}) == 2 * 40 + 8 * 32 * 4 + 3 * 8);
+  CHECK(bytes_of(baselines::oracle{}) == 200 * 32 * 4 + 41 * 4);
+  CHECK(bytes_of(baselines::lsh_tables<4, 20>{}) ==
+        20 * 17 * 4 + 20 * 40 * 2 + 32 * 4 + 40 * 32 * 2 + 40 * 4);
+}

@@ -169,20 +169,25 @@ struct frontier_data {
   }
 };
 
-/// @brief Zones are valid, dropped only by a bound that says it drops, the same for the same frontier, from
-/// any copy; the frontier of any shape is fine, an empty one too.
+/// @brief Zones are valid, dropped only by a bound that says it drops, and a function of the frontier, or, of a bound that
+/// remembers, of the frontiers so far: two bounds that have seen the same plan the same. The frontier of any shape is fine, an
+/// empty one too.
+/// @param twin  a bound like the first; of one that remembers, with a memory of its own
 template <wavekv::estimation_bound Bound>
-verdict bound_law(const Bound& bound = {}) {
+verdict bound_law(const Bound& bound, const Bound& twin) {
   using wavekv::zone;
   using ranking = wavekv::detail::bound_ranking_t<Bound>;
   wavekv::detail::validate_bound(bound);
   random_engine random(5);
+  std::uint32_t step = 0;
   for (const key_family family : all_families) {
     for (const std::size_t n_nodes : {0U, 1U, 2U, 100U, 1000U}) {
       for (const std::size_t group_size : {1U, 4U}) {
         for (const std::size_t level : {0U, 1U, 2U}) {
-          const frontier_data data =
+          frontier_data data =
               frontier_data::random<ranking>(random, level, n_nodes, group_size, family);
+          data.view.place.sequence = {0, 0};
+          data.view.place.step = ++step;
           std::vector<zone> zones(n_nodes + 1, zone::estimation);
           bound.plan(data.view, std::span(zones).first(n_nodes));
           if (zones.back() != zone::estimation) return "plan writes past the end";
@@ -194,7 +199,7 @@ verdict bound_law(const Bound& bound = {}) {
               return "plan drops a node, but the bound does not say drops = true";
             }
           }
-          const Bound copy = bound;
+          const Bound copy = twin;
           std::vector<zone> again(n_nodes + 1, zone::estimation);
           copy.plan(data.view, std::span(again).first(n_nodes));
           if (again != zones) return "the same frontier gets another plan";
@@ -203,6 +208,12 @@ verdict bound_law(const Bound& bound = {}) {
     }
   }
   return {};
+}
+
+/// @brief The law of a bound that remembers nothing: its copy is its twin.
+template <wavekv::estimation_bound Bound>
+verdict bound_law(const Bound& bound = {}) {
+  return bound_law(bound, bound);
 }
 
 /// @brief A verifying bound's numbers are usable, and its next round is no laxer.

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <exception>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <wavekv/baselines/head_budgets.hpp>
 #include <wavekv/baselines/lsh_sampling.hpp>
 #include <wavekv/baselines/streaming.hpp>
 #include <wavekv/baselines/top_k.hpp>
@@ -108,6 +110,28 @@ TEST_CASE("estimation bounds") {
   CHECK(bound_law(wavekv::baselines::top_k{SIZE_MAX}) == "");
   CHECK(bound_law<wavekv::baselines::top_p_budget>() == "");
   CHECK(bound_law(wavekv::baselines::top_p_budget{1.0F}) == "");
+}
+
+TEST_CASE("estimation bounds that remember") {
+  namespace baselines = wavekv::baselines;
+  const auto with_memory = [](auto steady, auto unsteady, float threshold) {
+    return baselines::head_budgets<decltype(steady)>{
+        steady, unsteady,
+        std::make_shared<baselines::head_steadiness>(
+            wavekv::geometry{},
+            baselines::head_steadiness::settings{.n_observed = 3, .threshold = threshold})};
+  };
+  for (const float threshold : {0.0F, 0.5F, 1.0F}) {  // all are steady, some, hardly any
+    const auto of_tokens = [&] {
+      return with_memory(baselines::top_k{64}, baselines::top_k{256}, threshold);
+    };
+    CHECK(bound_law(of_tokens(), of_tokens()) == "");
+    const auto of_error = [&] {
+      return with_memory(wavekv::error_bound<>{.epsilon = 0.1F}, wavekv::error_bound<>{},
+                         threshold);
+    };
+    CHECK(bound_law(of_error(), of_error()) == "");
+  }
 }
 
 TEST_CASE("eviction policies") {

@@ -29,6 +29,8 @@ struct block_mean {
   struct kept {
     aligned_storage<bf16> rows;  ///< [n_clusters, key_dim]
     std::size_t n_clusters = 0;
+
+    [[nodiscard]] std::size_t bytes() const noexcept { return rows.bytes(); }
   };
 
   /// @throw std::bad_alloc

@@ -48,6 +48,15 @@ struct hnsw_graph {
     std::unique_ptr<hnswlib::InnerProductSpace> space;
     std::unique_ptr<hnswlib::HierarchicalNSW<float>> graph;
     std::size_t n_clusters = 0;
+
+    /// @brief Of keys and links; hnswlib's books of its own memory come on top.
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      std::size_t sum = graph->max_elements_ * graph->size_data_per_element_;
+      for (std::size_t c = 0; c < n_clusters; ++c) {
+        sum += static_cast<std::size_t>(graph->element_levels_[c]) * graph->size_links_per_element_;
+      }
+      return sum;
+    }
   };
 
   /// Complexity: O(n_clusters · log n_clusters · Links · key_dim), some 100 times, and O(sample · n_clusters · key_dim).

@@ -41,6 +41,10 @@ struct low_rank {
     aligned_storage<bf16> coordinates;  ///< [n_clusters, rank]
     std::size_t rank = 0;
     std::size_t n_clusters = 0;
+
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      return directions.size() * sizeof(float) + coordinates.bytes();
+    }
   };
 
   /// Complexity: O(n_tokens · key_dim² + key_dim³).  @throw std::bad_alloc

@@ -35,9 +35,8 @@ namespace wavekv::baselines {
 /// A code is the signs of Bits random projections of a key less the segment's mean key; the probability of a common sign is
 /// p = 1 - angle / π, of a token to be found u = 1 - (1 - p^Bits)^Tables - Tables · p^Bits · (1 - p^Bits)^(Tables - 1).
 /// The logit of a model that bends it (logit_softcap) is bent after the weight is in it: not for such models.
-/// Memory: Tables · 2 bytes a token, 2^Bits · 4 bytes a table, and the keys as bf16.
-/// @tparam Bits    projections of a table, 1 to 16
-/// @tparam Tables  at least 2
+/// Memory: Tables · 2 bytes a token, 2^Bits · 4 bytes a table, and the keys as bf16; the projections once a thread.
+/// @tparam Bits  projections of each of the Tables (at least 2), 1 to 16
 /// Source: MagicPIG, arXiv 2410.16179, sections 4.1 to 4.3 (ten bits, 150 tables).
 template <std::size_t Bits = 10, std::size_t Tables = 150>
 struct lsh_tables {
@@ -50,13 +49,17 @@ struct lsh_tables {
     std::vector<float> mean;            ///< [key_dim]
     aligned_storage<bf16> keys;         ///< [n_tokens, key_dim]
     std::vector<float> lengths;         ///< [n_tokens] of the keys less the mean
-    std::vector<float> projections;     ///< [Tables · Bits, key_dim]
-    std::size_t n_tokens = 0;
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      return (first.size() + mean.size() + lengths.size()) * sizeof(float) +
+             tokens.size() * sizeof(std::uint16_t) + keys.bytes();
+    }
   };
 
-  /// @brief The projections of all tables: the same for all keys of a length.
-  static std::vector<float> projections(std::size_t dim) {
-    std::vector<float> rows(Tables * Bits * dim);
+  /// @brief The projections of all tables, [Tables · Bits, dim]: the same for all keys of a length. Each thread makes its own, once.
+  static const std::vector<float>& projections(std::size_t dim) {
+    thread_local std::vector<float> rows;
+    if (rows.size() == Tables * Bits * dim) return rows;
+    rows.resize(Tables * Bits * dim);
     for (std::size_t i = 0; i < rows.size(); i += 2) {  // pairs of normal numbers (Box and Muller)
       const auto bits = philox(0x6D61'6769'6370'6967ULL, {static_cast<std::uint32_t>(i), 0, 0, 0});
       const float radius = std::sqrt(-2.0F * std::log(1.0F - unit_float(bits[0])));
@@ -68,10 +71,9 @@ struct lsh_tables {
   }
 
   /// @brief The code of a row in each table.
-  static void codes_of(const std::vector<float>& projections, const float* row, std::size_t dim,
-                       std::span<std::uint16_t, Tables> codes) {
+  static void codes_of(const float* row, std::size_t dim, std::span<std::uint16_t, Tables> codes) {
     std::array<float, Tables * Bits> along;
-    simd::score_rows(row, 1, dim, projections.data(), along.size(), dim, along.data(),
+    simd::score_rows(row, 1, dim, projections(dim).data(), along.size(), dim, along.data(),
                      along.size());
     for (std::size_t table = 0; table < Tables; ++table) {
       std::uint32_t code = 0;
@@ -91,14 +93,11 @@ struct lsh_tables {
                        std::log1p(static_cast<double>(Tables - 1) * code));
   }
 
-  /// @brief One cluster is one token; of more, the mean key is hashed.
-  /// Complexity: O(n_tokens · Tables · Bits · key_dim).  @throw std::bad_alloc
+  /// @brief Hashes the mean keys of clusters. Complexity: O(n_tokens · Tables · Bits · key_dim).  @throw std::bad_alloc
   [[nodiscard]] kept keep(const cluster_rows& clusters) const {
     const std::size_t dim = clusters.key_dim;
     const std::size_t n = clusters.n_clusters();
     kept made;
-    made.n_tokens = n;
-    made.projections = projections(dim);
     std::vector<float> keys = clusters.mean_keys();
     std::vector<double> sum(dim, 0.0);
     for (std::size_t i = 0; i < n * dim; ++i) {
@@ -107,25 +106,24 @@ struct lsh_tables {
     made.keys = aligned_storage<bf16>(n * dim);
     simd::from_float(made.keys.data(), keys.data(), n * dim);
     for (const double x : sum) made.mean.push_back(static_cast<float>(x / static_cast<double>(n)));
-    std::vector<std::uint16_t> codes(n * Tables);
+    std::vector<std::array<std::uint16_t, Tables>> codes(n);
     for (std::size_t c = 0; c < n; ++c) {
       float* const key = keys.data() + c * dim;
       for (std::size_t i = 0; i < dim; ++i) {
         key[i] -= made.mean[i];
       }
       made.lengths.push_back(std::sqrt(product(key, key, dim)));
-      codes_of(made.projections, key, dim,
-               std::span<std::uint16_t, Tables>(codes.data() + c * Tables, Tables));
+      codes_of(key, dim, codes[c]);
     }
     made.first.assign(Tables * (n_codes + 1), 0);
     made.tokens.resize(Tables * n);
     for (std::size_t table = 0; table < Tables; ++table) {
       std::uint32_t* const first = made.first.data() + table * (n_codes + 1);
-      for (std::size_t c = 0; c < n; ++c) ++first[codes[c * Tables + table] + 1];
+      for (std::size_t c = 0; c < n; ++c) ++first[codes[c][table] + 1];
       for (std::size_t code = 0; code < n_codes; ++code) first[code + 1] += first[code];
       std::vector<std::uint32_t> next(first, first + n_codes);
       for (std::size_t c = 0; c < n; ++c) {
-        made.tokens[table * n + next[codes[c * Tables + table]]++] = static_cast<std::uint16_t>(c);
+        made.tokens[table * n + next[codes[c][table]]++] = static_cast<std::uint16_t>(c);
       }
     }
     return made;
@@ -137,19 +135,20 @@ struct lsh_tables {
     thread_local std::vector<std::uint8_t> n_common;  // tables shared with the query, up to 3
     thread_local std::vector<std::uint16_t> found;
     std::array<std::uint16_t, Tables> codes;
-    std::size_t bytes = of.projections.size() * sizeof(float);
+    const std::size_t n_tokens = of.lengths.size();
+    std::size_t bytes = Tables * Bits * queries.dim * sizeof(float);  // of the projections
     for (std::size_t g = 0; g < queries.n; ++g) {
       const float* const query = queries.data + g * queries.stride;
       float* const row = scores + g * stride;
-      std::fill_n(row, of.n_tokens, -std::numeric_limits<float>::infinity());
-      n_common.assign(of.n_tokens, 0);
+      std::fill_n(row, n_tokens, -std::numeric_limits<float>::infinity());
+      n_common.assign(n_tokens, 0);
       found.clear();
-      codes_of(of.projections, query, queries.dim, codes);
+      codes_of(query, queries.dim, codes);
       for (std::size_t table = 0; table < Tables; ++table) {
         const std::uint32_t* const first = of.first.data() + table * (n_codes + 1) + codes[table];
         bytes += (first[1] - first[0]) * sizeof(std::uint16_t) + 2 * sizeof(std::uint32_t);
         for (std::uint32_t i = first[0]; i < first[1]; ++i) {
-          const std::uint16_t token = of.tokens[table * of.n_tokens + i];
+          const std::uint16_t token = of.tokens[table * n_tokens + i];
           n_common[token] = static_cast<std::uint8_t>(std::min(n_common[token] + 1, 3));
           if (n_common[token] == 2) found.push_back(token);
         }

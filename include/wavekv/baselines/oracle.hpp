@@ -26,6 +26,10 @@ struct oracle {
   struct kept {
     std::vector<float> keys;                 ///< [n_tokens, key_dim]
     std::vector<std::uint32_t> first_token;  ///< [n_clusters + 1]
+
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      return keys.size() * sizeof(float) + first_token.size() * sizeof(std::uint32_t);
+    }
   };
 
   /// @throw std::bad_alloc

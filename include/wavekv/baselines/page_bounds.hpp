@@ -30,6 +30,8 @@ struct page_bounds {
   struct kept {
     aligned_storage<bf16> rows;  ///< [n_clusters, 2 · key_dim] maxima, then minima
     std::size_t n_clusters = 0;
+
+    [[nodiscard]] std::size_t bytes() const noexcept { return rows.bytes(); }
   };
 
   /// @throw std::bad_alloc

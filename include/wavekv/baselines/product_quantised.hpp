@@ -41,6 +41,10 @@ struct product_quantised {
     std::vector<float> codebook;      ///< [n_codes, elements] of each part in turn
     std::vector<std::size_t> first;   ///< [n_parts + 1] element of a key
     std::size_t n_clusters = 0;
+
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      return codes.size() + codebook.size() * sizeof(float) + first.size() * sizeof(std::size_t);
+    }
   };
 
   /// Complexity: O(n_clusters · 2^Bits · key_dim), ten times.  @throw std::bad_alloc

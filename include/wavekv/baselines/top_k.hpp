@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <limits>
 #include <span>
 
 #include <wavekv/core/errors.hpp>
@@ -32,22 +31,16 @@ struct top_k {
     auto left = static_cast<float>(std::min(n_tokens, nodes.n_tokens));
     const float mean_size = static_cast<float>(nodes.n_tokens) /
                             static_cast<float>(std::max<std::size_t>(nodes.n_clusters, 1));
-    std::size_t n_each = 0;
-    while (left > 0.0F && n_each < nodes.n_nodes) {
-      // Heads often name the same clusters: turns go on until the budget is used.
+    const auto n_more = [&] {  // the cluster that reaches the budget is read whole
       const float per_head = left / (mean_size * static_cast<float>(nodes.group_size));
-      n_each += std::max({static_cast<std::size_t>(per_head), n_each / 16, std::size_t{1}});
-      for (std::size_t g = 0; g < nodes.group_size; ++g) {
-        const std::span<const float> nearness = nodes.nearness(g);
-        detail::for_largest(nearness, n_each, [&](std::size_t i) {
-          const bool found = nearness[i] > -std::numeric_limits<float>::infinity();
-          if (found && zones[i] == zone::dropped && left > 0.0F) {
-            zones[i] = zone::retrieval;
-            left -= nodes.size()[i];
-          }
-        });
+      return left > 0.0F ? std::max<std::size_t>(static_cast<std::size_t>(per_head), 1) : 0;
+    };
+    detail::for_nearest_until(nodes, n_more, [&](std::size_t i) {
+      if (zones[i] == zone::dropped && left > 0.0F) {
+        zones[i] = zone::retrieval;
+        left -= nodes.size()[i];
       }
-    }
+    });
   }
 };
 

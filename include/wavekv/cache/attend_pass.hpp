@@ -127,10 +127,9 @@ class attend_pass {
     request.input.key_dim = sizes.key_dim;
     request.input.value_dim = sizes.value_dim;
     request.input.softcap = sizes.logit_softcap;
-    request.key.seed = fixed.seed;
-    request.key.sequence = run.sequence.slot;
-    request.key.layer = static_cast<std::uint32_t>(fixed.layer);
-    request.key.step = static_cast<std::uint32_t>(visible);
+    request.input.place = {run.sequence, static_cast<std::uint32_t>(fixed.layer),
+                           static_cast<std::uint32_t>(visible)};
+    request.seed = fixed.seed;
     for (std::size_t head = 0; head < sizes.n_kv_heads; ++head) {
       request.input.head = head;
       request.input.covariances =
@@ -139,7 +138,6 @@ class attend_pass {
           queries_.data() +
           (n_queries_ * sizes.n_query_heads + head * sizes.group_size()) * sizes.key_dim;
       request.input.used = state.to_prefetch(head);
-      request.key.head = static_cast<std::uint32_t>(head);
       requests_.push_back(request);
       places_.emplace_back(n_queries_, head);
     }

@@ -76,7 +76,8 @@ concept clusterer = std::semiregular<C> &&
 /// | `b.validate()`            | nothing       | throws config_error when a member is out of range               |
 ///
 /// A bound is a small copyable value: its type names the rule, its members are the run-time parameters.
-/// A bound that also checks its answer by sampling models verifying_bound.
+/// One that remembers from step to step does so behind a pointer, whose memory copies share: a frontier's `place` and `head` say
+/// whose it is, and different heads plan at once. A bound that also checks its answer by sampling models verifying_bound.
 template <class B>
 concept estimation_bound =
     std::copyable<B> && requires(const B& b, const frontier& nodes, std::span<zone> zones) {
@@ -112,6 +113,7 @@ concept verifying_bound = estimation_bound<B> && requires(const B& b, float erro
 /// | optional            | default | semantics                                                                   |
 /// |---------------------|---------|-----------------------------------------------------------------------------|
 /// | `S::uses_queries`   | `false` | true: the cache gathers a query_metric from prompt queries, clusters.metric |
+/// | `kept.bytes()`      | 0       | memory that it holds beside its own size: statistics::index_bytes           |
 /// | `S::n_sample_queries` | 0     | prompt queries that it wants to see themselves, with uses_queries: clusters.metric->sample(); 0 or 2 and more |
 ///
 /// Scores are to a frontier what logits of means are: its `nearness` is the score, `share` what softmax makes of it and the

@@ -23,10 +23,8 @@ namespace wavekv {
 /// @brief Names one check's draws: they are a function of these numbers alone.
 struct sample_key {
   std::uint64_t seed = 0;
-  std::uint32_t sequence = 0;
-  std::uint32_t layer = 0;
-  std::uint32_t head = 0;
-  std::uint32_t step = 0;   ///< position of the query's token
+  query_place place;
+  std::uint32_t head = 0;   ///< KV head
   std::uint32_t round = 0;  ///< how many plans this query had before
 };
 
@@ -200,8 +198,9 @@ class error_sampler {
   // The draw of one number: a node by its weight, a token uniformly inside it; then the cluster it lies in.
   drawn_token draw(const search_type& search, const sample_key& key, std::size_t number,
                    double total, block& which) const {
-    const auto bits = philox(key.seed, {static_cast<std::uint32_t>(number) | (key.round << 24U),
-                                        key.step, key.sequence, (key.layer << 16U) ^ key.head});
+    const auto bits =
+        philox(key.seed, {static_cast<std::uint32_t>(number) | (key.round << 24U), key.place.step,
+                          key.place.sequence.slot, (key.place.layer << 16U) ^ key.head});
     const double at = (static_cast<double>(bits[0]) + 0.5) * 0x1p-32 * total;
     const auto found = std::upper_bound(cumulative_.begin(), cumulative_.end(), at);
     const std::size_t i =

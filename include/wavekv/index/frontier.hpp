@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <span>
 
+#include <wavekv/core/ids.hpp>
+
 /// @file frontier.hpp
 /// @brief What an estimation bound sees of a search, and the zones it answers with.
 
@@ -17,12 +19,25 @@ enum class zone : std::uint8_t {
   dropped,  ///< left out of the result; its mass is reported
 };
 
+/// @brief Where a query stands: what a step's searches are told apart by, beside their KV heads.
+struct query_place {
+  sequence_id sequence;
+  std::uint32_t layer = 0;
+  std::uint32_t step = 0;  ///< tokens of the sequence up to and including the query's own
+};
+
 /// @brief The nodes of one tree level that await a verdict, over all segments, for one query group.
 ///
 /// All numbers come from summaries alone. Arrays have one entry per node; those of a query head g lie at
 /// `share(g)` and `error(g)`, their reduction over the group (the bound's `ranking`) at `share()` and
 /// `error()`. A frontier is a view: valid only during the call that got it.
+///
+/// A bound that remembers (one that keeps a head's choice for the steps to come) tells frontiers apart by `place` and
+/// `head`. Nodes stand in the order of their segments, so that on the top level of an index that grew since a step the
+/// first n_nodes of that step are the same nodes. The device's twin has neither: bounds there remember nothing.
 struct frontier {
+  query_place place;           ///< whose query asks
+  std::size_t head = 0;        ///< KV head
   std::size_t level = 0;       ///< 0: clusters, whose children are tokens; above: coarser levels
   std::size_t n_nodes = 0;     ///< nodes on this frontier
   std::size_t group_size = 1;  ///< query heads judged together

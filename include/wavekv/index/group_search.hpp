@@ -399,6 +399,8 @@ class group_search {
 
   [[nodiscard]] zone_planner::index_facts index_facts() const noexcept {
     zone_planner::index_facts facts;
+    facts.place = input_.place;
+    facts.head = input_.head;
     facts.group_size = input_.group_size;
     facts.n_steady_tokens = n_steady_tokens();
     facts.softcap = input_.softcap;

@@ -220,8 +220,10 @@ class sealer {
       lay_out_summaries(worker.tree, level, space, worker, part);
     }
     if constexpr (detail::scores_clusters<summary_type>) {
-      part.kept =
+      auto kept =
           std::make_shared<const typename summary_type::kept>(keep_summary(request, worker));
+      part.kept_bytes = detail::kept_bytes(*kept);
+      part.kept = std::move(kept);
       return;  // there are no estimates that covariances would better
     }
     std::array<std::span<const float>, n_levels> dispersions;

@@ -9,6 +9,7 @@
 #include <wavekv/cache/token_rows.hpp>
 #include <wavekv/core/scalar.hpp>
 #include <wavekv/index/cluster_covariance.hpp>
+#include <wavekv/index/frontier.hpp>
 #include <wavekv/index/segment.hpp>
 
 /// @file search_input.hpp
@@ -42,6 +43,7 @@ struct search_input {
   const token_rows<T>* tail = nullptr;
   std::size_t n_visible_sink = 0;  ///< sink tokens up to and including the query's own
   std::size_t n_visible_tail = 0;  ///< tail tokens up to and including the query's own
+  query_place place;               ///< the query token's
   std::size_t head = 0;            ///< KV head
   std::size_t group_size = 1;
   std::size_t key_dim = 0;

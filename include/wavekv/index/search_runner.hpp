@@ -39,7 +39,7 @@ class search_runner {
   /// @brief One search to run.
   struct request {
     typename search_type::input_type input;
-    sample_key key;
+    std::uint64_t seed = 0;  ///< of what is sampled
   };
 
   /// @brief Runs every request and calls finish(i, merged partial softmax) once for each, on any worker.
@@ -367,8 +367,8 @@ class search_runner {
     bool accepted = true;
     if constexpr (verifying_bound<Bound>) {
       if (!last) {
-        sample_key key = asked.key;
-        key.round = static_cast<std::uint32_t>(round);
+        const sample_key key{asked.seed, input.place, static_cast<std::uint32_t>(input.head),
+                             static_cast<std::uint32_t>(round)};
         for (const float error : worker.sampler.sample(
                  search, merged, rule.n_samples(), rule.confidence_deviations(), key, reader,
                  worker.lane, [&](float sampled) { return rule.accepts(sampled); })) {

@@ -65,6 +65,7 @@ class segment {
       std::vector<std::uint16_t> order;
       float value_spread = 0.0F;
       std::shared_ptr<const void> kept;  ///< by a summary that scores clusters; else null
+      std::size_t kept_bytes = 0;        ///< of its memory
     };
     std::size_t n_tokens = 0;
     std::size_t n_levels = 1;
@@ -118,6 +119,7 @@ class segment {
     link_levels();
     for (auto& part : made.heads) {
       kept_.push_back(std::move(part.kept));
+      kept_bytes_ += part.kept_bytes;
     }
     rows_ = keep(std::move(made.token_rows), std::span<const block>(list_blocks()));
   }
@@ -155,10 +157,10 @@ class segment {
   [[nodiscard]] std::size_t kv_bytes() const noexcept {
     return heads_.size() * n_tokens() * width_ * sizeof(T);
   }
-  /// @brief Bytes of everything else.
+  /// @brief Bytes of everything else, what a summary keeps included.
   [[nodiscard]] std::size_t index_bytes() const noexcept {
     return image_.summaries.bytes() + image_.numbers.bytes() + image_.links.bytes() +
-           image_.order.size() * sizeof(std::uint16_t);
+           image_.order.size() * sizeof(std::uint16_t) + kept_bytes_;
   }
 
   /// @brief Tokens of a cluster of one head, in tree positions [first, last).
@@ -263,6 +265,7 @@ class segment {
   std::vector<std::size_t> first_block_;  // [n_heads + 1] of each head
   std::vector<std::shared_ptr<const void>>
       kept_;  // [n_heads], or none of a segment that was loaded
+  std::size_t kept_bytes_ = 0;
   Handle rows_;
 };
 

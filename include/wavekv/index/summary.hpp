@@ -55,5 +55,14 @@ namespace detail {
 template <class Summary>
 inline constexpr bool scores_clusters = !std::is_same_v<Summary, mean_summary>;
 
+/// @brief Memory of what a summary keeps of one head: the object's own, and what it says that it holds beside that.
+template <class Kept>
+[[nodiscard]] std::size_t kept_bytes(const Kept& kept) noexcept {
+  if constexpr (requires { kept.bytes(); }) {
+    return sizeof(Kept) + kept.bytes();
+  }
+  return sizeof(Kept);
+}
+
 }  // namespace detail
 }  // namespace wavekv

@@ -27,6 +27,8 @@ class zone_planner {
  public:
   /// @brief What a search tells about the index it plans in.
   struct index_facts {
+    query_place place;
+    std::size_t head = 0;  ///< KV head
     std::size_t group_size = 1;
     std::size_t n_clusters = 0;       ///< of level 0
     std::size_t n_tokens = 0;         ///< sealed
@@ -61,6 +63,8 @@ class zone_planner {
     measure_output<!detail::drops<Bound>()>(so_far, state);
     fill_shares<detail::bound_ranking_t<Bound>>(level, state, leaning);
     frontier nodes;
+    nodes.place = facts_.place;
+    nodes.head = facts_.head;
     nodes.level = level;
     nodes.n_nodes = state.n_nodes;
     nodes.group_size = facts_.group_size;

@@ -70,13 +70,8 @@ struct basic_fixed_budget {
         std::ranges::count_if(zones, [](zone z) { return z != zone::dropped; }));
     marker mark{zones, into, n - std::min(n, n_kept)};
     if constexpr (std::is_same_v<Ranking, rank_by_turns>) {
-      // Heads often name the same nodes: turns go on until the budget is used.
-      std::size_t n_each = 0;
-      while (mark.n_left != 0) {
-        // Longer turns where many were needed: heads that agree would otherwise take one pass a node.
-        n_each += std::max((mark.n_left + nodes.group_size - 1) / nodes.group_size, n_each / 16);
-        detail::for_nearest_by_turns(nodes, n_each, mark);
-      }
+      const auto n_more = [&] { return (mark.n_left + nodes.group_size - 1) / nodes.group_size; };
+      detail::for_nearest_until(nodes, n_more, mark);
     } else {
       take_largest_shares(nodes, mark.n_left, zones, mark);
     }

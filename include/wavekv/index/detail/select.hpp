@@ -140,4 +140,24 @@ void for_nearest_by_turns(const frontier& nodes, std::size_t n_each, Chosen&& ch
   }
 }
 
+/// @brief Has query heads name their nearest nodes in turns until a budget is used. Heads often name the same nodes: turns go on.
+/// @param n_more  n_more(): nodes that each head may still name; 0: the budget is used
+/// @param chosen  chosen(i), as above; a node that is not found (its nearness is -infinity) is not named
+template <class More, class Chosen>
+void for_nearest_until(const frontier& nodes, More&& n_more, Chosen&& chosen) {
+  std::size_t n_each = 0;
+  for (std::size_t more = n_more(); more != 0 && n_each < nodes.n_nodes; more = n_more()) {
+    // Longer turns where many were needed: heads that agree would otherwise take one pass a node.
+    n_each += std::max(more, n_each / 16);
+    for (std::size_t g = 0; g < nodes.group_size; ++g) {
+      const std::span<const float> nearness = nodes.nearness(g);
+      for_largest(nearness, n_each, [&](std::size_t i) {
+        if (nearness[i] > -std::numeric_limits<float>::infinity()) {
+          chosen(i);
+        }
+      });
+    }
+  }
+}
+
 }  // namespace wavekv::detail
