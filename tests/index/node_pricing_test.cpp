@@ -80,7 +80,9 @@ TEST_CASE("settle_nodes sums by zone") {
     std::vector<wavekv::zone> zones(n);
     for (wavekv::zone& zone : zones) zone = static_cast<wavekv::zone>(random() % 3);
     constexpr float most = 0.5F;
+    constexpr float relative = 1.5F;
     double squared = 0.0;
+    double typical = 0.0;
     double followed = 0.0;
     double dropped = 0.0;
     // Any positive numbers do for shares and errors.
@@ -89,14 +91,20 @@ TEST_CASE("settle_nodes sums by zone") {
       const auto error = static_cast<double>(data.dispersions[i]);
       if (zones[i] == wavekv::zone::estimation) {
         squared += error * error;
+        const double weight = static_cast<double>(relative) * share;
+        if (error > 0.0) typical += 1.0 / (1.0 / (error * error) + 1.0 / (weight * weight));
         followed += share * std::min(error, static_cast<double>(most));
       } else if (zones[i] == wavekv::zone::dropped) {
         dropped += share;
       }
     }
-    const wavekv::settled_nodes sums = wavekv::settle_nodes(
-        zones.data(), data.dispersions.data(), n, data.sizes.data(), data.dispersions.data(), most);
+    const wavekv::settled_nodes sums =
+        wavekv::settle_nodes(zones.data(), data.dispersions.data(), n, data.sizes.data(),
+                             data.dispersions.data(), most, relative);
     CHECK(static_cast<double>(sums.squared_error) == doctest::Approx(squared).epsilon(tolerance));
+    CHECK(static_cast<double>(sums.typical_squared_error) ==
+          doctest::Approx(typical).epsilon(tolerance));
+    CHECK(sums.typical_squared_error <= sums.squared_error * (1.0F + 1e-5F));
     CHECK(static_cast<double>(sums.followed_dispersion) ==
           doctest::Approx(followed).epsilon(tolerance));
     CHECK(static_cast<double>(sums.dropped_share) == doctest::Approx(dropped).epsilon(tolerance));

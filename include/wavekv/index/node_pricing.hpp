@@ -79,18 +79,21 @@ inline void price_nodes(const float* sizes, const float* dispersions, std::size_
 
 /// @brief What one query head's nodes leave in the estimation zone and in the dropped zone.
 struct settled_nodes {
-  float squared_error = 0.0F;        ///< sum of error² over the estimated
-  float followed_dispersion = 0.0F;  ///< sum of share · min(dispersion, limit) over the estimated
-  float dropped_share = 0.0F;        ///< sum of share over the dropped
+  float squared_error = 0.0F;          ///< sum of error² over the estimated
+  float typical_squared_error = 0.0F;  ///< sum of typical_square over the estimated
+  float followed_dispersion = 0.0F;    ///< sum of share · min(dispersion, limit) over the estimated
+  float dropped_share = 0.0F;          ///< sum of share over the dropped
 };
 
-/// @brief Sums up a head's prices by zone.  Complexity: O(n_nodes). Allocates: nothing.
+/// @brief Sums up a head's prices by zone.
+/// Complexity: O(n_nodes). Allocates: nothing.
 /// @param zones             [n_nodes]
 /// @param dispersions       [n_nodes]
 /// @param most_dispersion   what of a dispersion an estimate follows at most: see query_leaning
+/// @param relative          as the errors were priced by
 inline settled_nodes settle_nodes(const zone* zones, const float* dispersions, std::size_t n_nodes,
-                                  const float* share, const float* error,
-                                  float most_dispersion) noexcept {
+                                  const float* share, const float* error, float most_dispersion,
+                                  float relative) noexcept {
   namespace hn = simd::detail::hn;
   constexpr simd::detail::float_tag d{};
   constexpr hn::Rebind<std::uint8_t, simd::detail::float_tag> bytes{};
@@ -100,7 +103,10 @@ inline settled_nodes settle_nodes(const zone* zones, const float* dispersions, s
   const auto estimated = hn::Set(words, static_cast<std::uint32_t>(zone::estimation));
   const auto dropped = hn::Set(words, static_cast<std::uint32_t>(zone::dropped));
   const auto most = hn::Set(d, most_dispersion);
+  const auto length = hn::Set(d, relative);
+  const auto least = hn::Set(d, least_square);
   auto squares = hn::Zero(d);
+  auto typical = hn::Zero(d);
   auto followed = hn::Zero(d);
   auto lost = hn::Zero(d);
   std::size_t i = 0;
@@ -109,16 +115,22 @@ inline settled_nodes settle_nodes(const zone* zones, const float* dispersions, s
     const auto stays = hn::RebindMask(d, hn::Eq(code, estimated));
     const auto shares = hn::LoadU(d, share + i);
     const auto errors = hn::IfThenElseZero(stays, hn::LoadU(d, error + i));
-    squares = hn::MulAdd(errors, errors, squares);
+    const auto square = hn::Mul(errors, errors);
+    const auto weight = hn::Mul(length, shares);
+    const auto most_square = hn::Mul(weight, weight);
+    squares = hn::Add(square, squares);
+    typical = hn::MulAdd(square, hn::Div(most_square, hn::Add(hn::Add(square, most_square), least)),
+                         typical);
     followed = hn::MulAdd(hn::IfThenElseZero(stays, shares),
                           hn::Min(hn::LoadU(d, dispersions + i), most), followed);
     lost = hn::Add(lost, hn::IfThenElseZero(hn::RebindMask(d, hn::Eq(code, dropped)), shares));
   }
-  settled_nodes sums{simd::detail::sum(squares), simd::detail::sum(followed),
-                     simd::detail::sum(lost)};
+  settled_nodes sums{simd::detail::sum(squares), simd::detail::sum(typical),
+                     simd::detail::sum(followed), simd::detail::sum(lost)};
   for (; i < n_nodes; ++i) {
     if (zones[i] == zone::estimation) {
       sums.squared_error += error[i] * error[i];
+      sums.typical_squared_error += typical_square(error[i], relative * share[i]);
       sums.followed_dispersion += share[i] * std::min(dispersions[i], most_dispersion);
     } else if (zones[i] == zone::dropped) {
       sums.dropped_share += share[i];

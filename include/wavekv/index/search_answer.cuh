@@ -124,7 +124,7 @@ WAVEKV_DEVICE void book_errors(Block& b, const search_space<T>& space, const sea
   float error = 0.0F;
   float dropped = 0.0F;
   for (unsigned g = 0; g < space.shape.group_size; ++g) {
-    error = search.settled[g] > error ? search.settled[g] : error;
+    error = search.typical[g] > error ? search.typical[g] : error;
     dropped = search.dropped[g] > dropped ? search.dropped[g] : dropped;
   }
   error = std::sqrt(error);

@@ -104,10 +104,13 @@ struct search_space {
   float* partials = nullptr;  ///< [n_searches, n_splits, group_size, 2 + value_dim]
   float* merged = nullptr;    ///< [n_searches, group_size, 2 + value_dim]
   float* settled = nullptr;   ///< [n_searches, group_size] squared errors of what stays estimated
-  float* dropped = nullptr;   ///< [n_searches, group_size] shares of what is dropped
+  float* typical =
+      nullptr;  ///< [n_searches, group_size] squares of the same errors, as they typically are
+  float* dropped = nullptr;  ///< [n_searches, group_size] shares of what is dropped
   float* followed =
       nullptr;  ///< [n_searches, n_levels, group_size] sum of share · dispersion, see query_leaning
   float* normalizers = nullptr;  ///< [n_searches, n_levels, group_size] that those shares refer to
+  float* relatives = nullptr;    ///< [n_searches, n_levels, group_size] see head_prices
   search_state* states = nullptr;           ///< [n_searches]
   unsigned* counters = nullptr;             ///< [n_searches] zero between launches
   token_run_view<T>* token_runs = nullptr;  ///< [n_searches, n_token_runs] to be read exactly
@@ -146,9 +149,11 @@ search_space<T> lay_out_searches(device_arena& arena, const model_shape& shape,
   space.partials = arena.take<float>(n_heads * room.n_splits * state);
   space.merged = arena.take<float>(n_heads * state);
   space.settled = arena.take<float>(n_heads);
+  space.typical = arena.take<float>(n_heads);
   space.dropped = arena.take<float>(n_heads);
   space.followed = arena.take<float>(n_heads * shape.n_levels);
   space.normalizers = arena.take<float>(n_heads * shape.n_levels);
+  space.relatives = arena.take<float>(n_heads * shape.n_levels);
   space.token_runs = arena.take<token_run_view<T>>(n * room.n_token_runs);
   for (unsigned l = 0; l < shape.n_levels; ++l) {
     level_space<T>& level = space.levels[l];
@@ -189,9 +194,11 @@ struct search_view {
   float* partials;      ///< [n_splits, group_size, 2 + value_dim]
   float* merged;        ///< [group_size, 2 + value_dim]
   float* settled;       ///< [group_size]
+  float* typical;       ///< [group_size]
   float* dropped;       ///< [group_size]
   float* followed;      ///< [n_levels, group_size]
   float* normalizers;   ///< [n_levels, group_size]
+  float* relatives;     ///< [n_levels, group_size]
   float* scored;        ///< [group_size, 2 + value_dim]
   double* cumulative;   ///< [n_all_columns]
   double* part_totals;  ///< [n_splits]
@@ -212,9 +219,11 @@ struct search_view {
     partials = space.partials + first * space.n_splits * (2 + shape.value_dim);
     merged = space.merged + first * (2 + shape.value_dim);
     settled = space.settled + first;
+    typical = space.typical + first;
     dropped = space.dropped + first;
     followed = space.followed + first * shape.n_levels;
     normalizers = space.normalizers + first * shape.n_levels;
+    relatives = space.relatives + first * shape.n_levels;
     scored = space.scored + first * (2 + shape.value_dim);
     cumulative = space.cumulative + std::size_t{search} * space.n_all_columns;
     part_totals = space.part_totals + std::size_t{search} * space.n_splits;

@@ -110,6 +110,7 @@ class zone_planner {
         search_.normalizers[level_ * shape.group_size + g] = normalizer;
         // An output of length zero is measured by the values themselves.
         relatives_[g] = norm > 1e-6F * spread ? spread / norm : 1.0F;
+        search_.relatives[level_ * shape.group_size + g] = relatives_[g];
       }
     }
     b.sync();
@@ -220,7 +221,9 @@ class zone_planner {
     };
     for (unsigned g = 0; g < group; ++g) {
       const float most = detail::most_dispersion(search_.variances[level_ * group + g]);
-      float sums[3] = {};  // of squared errors, of followed dispersions, of what is dropped
+      const float relative = search_.relatives[level_ * group + g];
+      // of squared errors, of followed dispersions, of what is dropped, of typical errors' squares
+      float sums[4] = {};
       for (unsigned i = b.thread(); i < n; i += b.n_threads()) {
         const std::size_t at = std::size_t{g} * columns_.n_columns + i;
         const float share = columns_.shares[at];
@@ -228,12 +231,13 @@ class zone_planner {
           const float dispersion = columns_.dispersions[i];
           sums[0] += columns_.errors[at] * columns_.errors[at];
           sums[1] += share * (dispersion < most ? dispersion : most);
+          sums[3] += typical_square(columns_.errors[at], relative * share);
         } else if (columns_.zones[i] == zone::dropped) {
           sums[2] += share;
         }
       }
       WAVEKV_UNROLL
-      for (unsigned sum = 0; sum < 3; ++sum) {
+      for (unsigned sum = 0; sum < 4; ++sum) {
         const float of_warp = b.warp_sum(sums[sum]);
         if (b.lane() == 0) {
           place(sum, b.warp(), g) = of_warp;
@@ -242,14 +246,15 @@ class zone_planner {
     }
     b.sync();
     for (unsigned g = b.thread(); g < group; g += b.n_threads()) {
-      float sums[3] = {};
+      float sums[4] = {};
       for (unsigned w = 0; w < b.n_warps(); ++w) {
         WAVEKV_UNROLL
-        for (unsigned sum = 0; sum < 3; ++sum) {
+        for (unsigned sum = 0; sum < 4; ++sum) {
           sums[sum] += place(sum, w, g);
         }
       }
       search_.settled[g] = settled_[g] + sums[0];
+      search_.typical[g] = (is_top() ? 0.0F : search_.typical[g]) + sums[3];
       search_.followed[level_ * group + g] = sums[1];
       search_.dropped[g] = (is_top() ? 0.0F : search_.dropped[g]) + sums[2];
     }

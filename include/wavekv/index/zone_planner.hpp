@@ -39,10 +39,11 @@ class zone_planner {
 
   /// @brief Makes room for any plan within the limits.  @throw std::bad_alloc
   void reserve(const search_limits& limits) {
-    for (auto* array : {&log_normalizer_, &output_norm_, &settled_float_, &dropped_}) {
+    for (auto* array : {&log_normalizer_, &output_norm_, &relative_, &settled_float_, &dropped_}) {
       reserve_room(*array, limits.group_size);
     }
     reserve_room(settled_, limits.group_size);
+    reserve_room(typical_, limits.group_size);
   }
 
   /// @brief Begins a search.
@@ -50,7 +51,9 @@ class zone_planner {
     facts_ = facts;
     log_normalizer_.resize(facts.group_size);
     output_norm_.resize(facts.group_size);
+    relative_.resize(facts.group_size);
     settled_.assign(facts.group_size, 0.0);
+    typical_.assign(facts.group_size, 0.0);
     dropped_.assign(facts.group_size, 0.0F);
   }
 
@@ -85,11 +88,11 @@ class zone_planner {
     settle(level, state, leaning);
   }
 
-  /// @brief Expected relative error of the output, largest over the query heads.
+  /// @brief Typical relative error of the output, largest over the query heads: see typical_square.
   [[nodiscard]] float predicted_error() const noexcept {
     double largest = 0.0;
     for (std::size_t g = 0; g < facts_.group_size; ++g) {
-      largest = std::max(largest, settled_[g]);
+      largest = std::max(largest, typical_[g]);
     }
     return static_cast<float>(std::sqrt(largest));
   }
@@ -145,9 +148,10 @@ class zone_planner {
       head.log_normalizer = log_normalizer_[g];
       // How long a value's deviation is beside the output it disturbs; an output of length zero is
       // measured by the values themselves.
-      head.relative = output_norm_[g] > 1e-6F * facts_.value_spread
-                          ? facts_.value_spread / output_norm_[g]
-                          : 1.0F;
+      relative_[g] = output_norm_[g] > 1e-6F * facts_.value_spread
+                         ? facts_.value_spread / output_norm_[g]
+                         : 1.0F;
+      head.relative = relative_[g];
       head.share = state.share.data() + g * n;
       head.error = state.error.data() + g * n;
       head.nearness = state.nearness.data() + g * n;
@@ -172,10 +176,11 @@ class zone_planner {
   template <class T>
   void settle(std::size_t level, const frontier_level<T>& state, query_leaning& leaning) {
     for (std::size_t g = 0; g < facts_.group_size; ++g) {
-      const settled_nodes sums =
-          settle_nodes(state.zones.data(), state.dispersion.data(), state.n_nodes,
-                       state.share.data() + g * state.n_nodes,
-                       state.error.data() + g * state.n_nodes, leaning.most_dispersion(level, g));
+      const settled_nodes sums = settle_nodes(state.zones.data(), state.dispersion.data(),
+                                              state.n_nodes, state.share.data() + g * state.n_nodes,
+                                              state.error.data() + g * state.n_nodes,
+                                              leaning.most_dispersion(level, g), relative_[g]);
+      typical_[g] += static_cast<double>(sums.typical_squared_error);
       settled_[g] += static_cast<double>(sums.squared_error);
       dropped_[g] += sums.dropped_share;
       leaning.book(level, g, sums.followed_dispersion, log_normalizer_[g]);
@@ -185,9 +190,11 @@ class zone_planner {
   index_facts facts_;
   std::vector<float> log_normalizer_;
   std::vector<float> output_norm_;
+  std::vector<float> relative_;  // length of a value's deviation beside the output's
   std::vector<double>
       settled_;  // squared errors of what the levels so far left in the estimation zone
   std::vector<float> settled_float_;
+  std::vector<double> typical_;  // of the same, squares of typical errors
   std::vector<float> dropped_;
 };
 

@@ -40,12 +40,12 @@ struct verified_bound {
   /// @brief The part of epsilon that the check must stay below, above 0 to 1. A sample cannot see a token that it
   /// did not draw: measured on the example model's keys at δ = 5 %, 1 kept ε in 85 to 97 % of the cases, ½ in 96 %.
   float margin = 0.5F;
-  /// @brief How plans are made; its epsilon is the first round's target. Nearly all coarse nodes are opened: what hides
-  /// in one is the hardest to find by sampling. Its caps are fractions at any length: the check says what is enough.
+  /// @brief How plans are made; its epsilon is the first round's target. All coarse nodes are opened: what hides in one
+  /// is the hardest to find by sampling. Its caps are fractions at any length: the check says what is enough.
   error_bound<Ranking> rule{.epsilon = 0.025F,
                             .max_open = 1.0F,
                             .max_read = 0.02F,
-                            .coarse_share = 0.02F,
+                            .coarse_share = 0.0F,
                             .free_tokens = 512,
                             .growth = 1.0F};
 
@@ -89,10 +89,9 @@ struct verified_bound {
   }
 
   /// @brief The part of a head's softmax that no token may be expected to hold in a node that is not read: margin · epsilon ·
-  /// √delta / 40. A token that matters was seen up to e⁶ times as heavy as the nearest that its cluster lets expect;
-  /// e⁵ lost δ = 1 % on two heads of eight.
+  /// √delta / 100. Tokens that mattered were up to e⁷ times as heavy as the nearest that their clusters let expect.
   [[nodiscard]] WAVEKV_HOST_DEVICE float hidden_share() const noexcept {
-    return 0.025F * margin * epsilon * std::sqrt(delta);
+    return 0.01F * margin * epsilon * std::sqrt(delta);
   }
 
   [[nodiscard]] std::size_t n_samples() const noexcept { return samples; }
