@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// wavekv_tasks: lets a model answer the questions of tasks over long contexts, by full attention and by other rules side by side.
+// One line of JSON an answer, written as it comes; a run that was cut short goes on where it was.
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "accuracy/tasks/ask.hpp"
+#include "accuracy/tasks/needle_tasks.hpp"
+#include "accuracy/tasks/record.hpp"
+#include "accuracy/tasks/task_rules.hpp"
+#include "interrupt.hpp"
+#include "needle.hpp"
+#include "run_options.hpp"
+
+namespace {
+
+using namespace wavekv_bench;
+
+struct options {
+  std::filesystem::path model = WAVEKV_SOURCE_DIR "/examples/models/needle";
+  std::filesystem::path haystack = WAVEKV_SOURCE_DIR;
+  std::vector<std::string> tasks = {"single", "many", "near_miss", "growing"};
+  std::vector<std::size_t> lengths = {4096, 16'384, 32'768};
+  std::vector<std::string> rules = default_task_rules();
+  std::size_t n_cases = 200;
+  std::size_t chunk = 2048;
+  std::size_t threads = 0;
+  std::uint64_t seed = 1;
+  std::filesystem::path out = "tasks.jsonl";
+};
+
+const std::vector<std::string>& needle_task_names() {
+  static const std::vector<std::string> names = {"single", "many", "near_miss", "growing"};
+  return names;
+}
+
+std::unique_ptr<task> make_needle_task(const std::string& name, const needle_material& material) {
+  if (name == "single") return single_needle(material);
+  if (name == "many") return many_needles(material);
+  if (name == "near_miss") return near_miss_needles(material);
+  return growing_context(material);
+}
+
+void run(const options& options) {
+  transformer::run_options threads;
+  threads.threads = options.threads;
+  transformer::use_threads(threads);
+  transformer::model model(options.model);
+  transformer::tokenizer tokenizer(options.model);
+  const std::string text = transformer::haystack_text(options.haystack);
+  const auto words = transformer::needle_words(options.model);
+  transformer::needle_maker maker(tokenizer, text, words);
+  const needle_material material{tokenizer, maker, words};
+  const auto model_name = std::filesystem::canonical(options.model).filename().string();
+  record answers(options.out, {{"model", model_name}, {"seed", options.seed}});
+  run_progress progress;
+  for (const std::string& name : options.tasks) {
+    const auto task = make_needle_task(name, material);
+    for (const std::size_t n_tokens : options.lengths) {
+      auto rules = make_task_rules(
+          options.rules, transformer::cache_geometry(model.config(), model.n_full_layers()),
+          n_tokens);
+      std::vector<std::string> names;
+      for (const rule_place& rule : rules.rules) names.push_back(rule.name);
+      if (n_tokens == options.lengths.front())
+        answers.plan(name, options.lengths,
+                     prompts_for(*task, options.n_cases) * task->n_questions(), names);
+      task_run run{model, tokenizer, rules, answers, options.chunk, options.seed};
+      ask_task(run, *task, n_tokens, options.n_cases, progress);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Asks a model questions about long contexts, by full attention and by other rules.");
+  options options;
+  app.add_option("--model", options.model, "Model directory")
+      ->capture_default_str()
+      ->check(CLI::ExistingDirectory);
+  app.add_option("--haystack", options.haystack, "Text to hide needles in, a file or a directory")
+      ->capture_default_str()
+      ->check(CLI::ExistingPath);
+  app.add_option("--tasks", options.tasks, "Tasks")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::IsMember(needle_task_names()));
+  app.add_option("--lengths", options.lengths, "Context lengths in tokens")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::Range(256, 16'777'216));
+  app.add_option("--rules", options.rules, "Rules beside full attention")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::IsMember(task_rule_names()));
+  app.add_option("--cases", options.n_cases, "Questions of each task and length, at least")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--chunk", options.chunk, "Prompt tokens per prefill chunk")
+      ->capture_default_str()
+      ->check(CLI::Range(1024, 65'536));
+  app.add_option("--threads", options.threads, "Threads (0: all cores)")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 4096));
+  app.add_option("--seed", options.seed, "Of prompts")->capture_default_str();
+  app.add_option("--out", options.out,
+                 "File of one JSON object a line; what it holds already is not asked again")
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  transformer::catch_interrupts();
+  try {
+    run(options);
+    return 0;
+  } catch (const transformer::interrupted_error&) {
+    std::fprintf(stderr, "wavekv_tasks: interrupted; the same command goes on\n");
+    return transformer::interrupted_status;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "wavekv_tasks: %s\n", e.what());
+    return 1;
+  }
+}
