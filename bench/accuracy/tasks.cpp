@@ -61,7 +61,10 @@ void run(const options& options) {
   transformer::needle_maker maker(tokenizer, text, words);
   const needle_material material{tokenizer, maker, words};
   const auto model_name = std::filesystem::canonical(options.model).filename().string();
-  record answers(options.out, {{"model", model_name}, {"seed", options.seed}});
+  // Of another text, prompts of the same number are others.
+  record answers(
+      options.out,
+      {{"model", model_name}, {"seed", options.seed}, {"text", prompt_seed(text, 0, 0, 0)}});
   run_progress progress;
   for (const std::string& name : options.tasks) {
     const auto task = make_needle_task(name, material);

@@ -107,57 +107,57 @@ class near_miss_task final : public haystack_task {
 class growing_task final : public haystack_task {
  public:
   static constexpr std::size_t n_turns = 25;
-  static constexpr std::size_t per_turn = 2;  // needles, and questions
+  static constexpr std::size_t needles_per_turn = 3;  // more than are asked for: some grow old
+  static constexpr std::size_t questions_per_turn = 2;
 
   explicit growing_task(const needle_material& material)
-      : haystack_task("growing", material, n_turns * per_turn) {}
+      : haystack_task("growing", material, n_turns * needles_per_turn) {}
 
+  [[nodiscard]] std::size_t n_questions() const override { return n_turns * questions_per_turn; }
   [[nodiscard]] bool grows() const override { return true; }
 
   [[nodiscard]] prompt make(std::size_t n_tokens, std::size_t i, std::uint64_t seed) override {
     std::mt19937_64 random(prompt_seed(name(), n_tokens, i, seed));
     const auto chosen = words(random);
+    const std::size_t n_asked = questions_per_turn * longest_question(chosen);
+    const std::size_t n_front = material_.tokenizer.prefix().size();
     prompt made;
-    std::vector<needle> unasked;
+    std::vector<needle> old;
     std::size_t n_left = n_tokens;
     for (std::size_t t = 0; t < n_turns; ++t) {
-      // Questions are made first: what they leave of the turn's share is text.
-      const std::span<const std::string> here(chosen.data() + t * per_turn, per_turn);
       const std::size_t share = n_left / (n_turns - t);
-      turn& now = made.turns.emplace_back();
-      const std::size_t n_asked = longest_questions(chosen, t);
       if (n_asked >= share)
         throw transformer::model_error(name() + ": " + std::to_string(n_turns) +
                                        " turns do not fit into " + std::to_string(n_tokens) +
                                        " tokens");
-      const auto& prefix = material_.tokenizer.prefix();
-      const std::size_t n_front = t == 0 ? 0 : prefix.size();  // only the first turn begins a text
-      auto hay = material_.maker.make(share - n_asked + n_front, here, random());
-      now.text.assign(hay.tokens.begin() + static_cast<std::ptrdiff_t>(n_front), hay.tokens.end());
+      const std::span<const std::string> here(chosen.data() + t * needles_per_turn,
+                                              needles_per_turn);
+      const std::size_t n_skipped = t == 0 ? 0 : n_front;  // only the first turn begins a context
+      auto hay = material_.maker.make(share - n_asked + n_skipped, here, random());
+      turn& now = made.turns.emplace_back();
+      now.text.assign(hay.tokens.begin() + static_cast<std::ptrdiff_t>(n_skipped),
+                      hay.tokens.end());
+      now.questions.push_back(ask(take_one(hay.needles, random)));
+      now.questions.push_back(ask(take_one(t == 0 ? hay.needles : old, random)));
+      std::ranges::move(hay.needles, std::back_inserter(old));
       n_left -= now.text.size();
-      // One that has just been read, and one of those that have been there longest or shortest, whichever comes.
-      const std::size_t fresh = (random() >> 11U) % per_turn;
-      add_question(now, hay.needles[fresh], n_left);
-      hay.needles.erase(hay.needles.begin() + static_cast<std::ptrdiff_t>(fresh));
-      std::ranges::move(hay.needles, std::back_inserter(unasked));
-      const std::size_t old = (random() >> 11U) % unasked.size();
-      add_question(now, unasked[old], n_left);
-      unasked.erase(unasked.begin() + static_cast<std::ptrdiff_t>(old));
+      for (const question& asked : now.questions) n_left -= asked.tokens.size() + n_digits;
     }
     return made;
   }
 
  private:
-  [[nodiscard]] std::size_t longest_questions(const std::vector<std::string>& chosen,
-                                              std::size_t t) const {
-    std::vector<std::size_t> sizes;
-    for (std::size_t i = 0; i < (t + 1) * per_turn; ++i)
-      sizes.push_back(material_.maker.question(chosen[i]).size() + n_digits);
-    return per_turn * *std::ranges::max_element(sizes);
+  [[nodiscard]] std::size_t longest_question(const std::vector<std::string>& chosen) const {
+    std::size_t longest = 0;
+    for (const std::string& word : chosen)
+      longest = std::max(longest, material_.maker.question(word).size() + n_digits);
+    return longest;
   }
-  void add_question(turn& to, const needle& needle, std::size_t& n_left) const {
-    to.questions.push_back(ask(needle));
-    n_left -= to.questions.back().tokens.size() + n_digits;
+  static needle take_one(std::vector<needle>& from, std::mt19937_64& random) {
+    const auto at = from.begin() + static_cast<std::ptrdiff_t>((random() >> 11U) % from.size());
+    needle taken = *at;
+    from.erase(at);
+    return taken;
   }
 };
 

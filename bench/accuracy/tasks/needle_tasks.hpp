@@ -52,8 +52,8 @@ std::unique_ptr<task> many_needles(const needle_material& material);
 /// @brief Five families of four words that are near misses of each other, a needle each; all are asked.
 std::unique_ptr<task> near_miss_needles(const needle_material& material);
 
-/// @brief A context that grows by turns: text with two needles, a question about one of them and one about a needle of an earlier
-/// turn. Questions and answers stay in the context.
+/// @brief A context that grows by 25 turns: text with three needles, a question about one of them and one about a needle of an
+/// earlier turn. Questions and answers stay in the context.
 std::unique_ptr<task> growing_context(const needle_material& material);
 
 }  // namespace wavekv_bench

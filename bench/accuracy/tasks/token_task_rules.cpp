@@ -20,14 +20,16 @@ namespace baselines = wavekv::baselines;
 std::unique_ptr<rule_cache> make_low_rank_rules(const std::vector<std::string>& wanted,
                                                 const wavekv::geometry& sizes,
                                                 std::size_t /*n_tokens*/) {
-  return top_share_rule<baselines::low_rank_index>(wanted, sizes, "low_rank", 0.02);
+  return top_rule_cache<baselines::low_rank_index>(
+      wanted, sizes, "low_rank", 32.0 / static_cast<double>(sizes.key_dim + sizes.value_dim));
 }
 
 std::unique_ptr<rule_cache> make_product_quantised_rules(const std::vector<std::string>& wanted,
                                                          const wavekv::geometry& sizes,
                                                          std::size_t /*n_tokens*/) {
-  return top_share_rule<baselines::product_quantised_index>(wanted, sizes, "product_quantised",
-                                                            0.06);
+  return top_rule_cache<baselines::product_quantised_index>(
+      wanted, sizes, "product_quantised",
+      2.0 / static_cast<double>(2 * (sizes.key_dim + sizes.value_dim)));
 }
 
 std::unique_ptr<rule_cache> make_lsh_rules(const std::vector<std::string>& wanted,
@@ -43,7 +45,7 @@ std::unique_ptr<rule_cache> make_lsh_rules(const std::vector<std::string>& wante
 std::unique_ptr<rule_cache> make_oracle_rules(const std::vector<std::string>& wanted,
                                               const wavekv::geometry& sizes,
                                               std::size_t /*n_tokens*/) {
-  return top_share_rule<baselines::oracle_top_k_index>(wanted, sizes, "oracle_top_k", 0.02);
+  return top_rule_cache<baselines::oracle_top_k_index>(wanted, sizes, "oracle_top_k", 0.0);
 }
 
 }  // namespace wavekv_bench
