@@ -14,10 +14,13 @@
 #include <nlohmann/json.hpp>
 
 #include "accuracy/tasks/ask.hpp"
+#include "accuracy/tasks/chat_template.hpp"
 #include "accuracy/tasks/needle_tasks.hpp"
 #include "accuracy/tasks/record.hpp"
+#include "accuracy/tasks/ruler_tasks.hpp"
 #include "accuracy/tasks/task_rules.hpp"
 #include "interrupt.hpp"
+#include "json_file.hpp"
 #include "needle.hpp"
 #include "run_options.hpp"
 
@@ -28,10 +31,11 @@ using namespace wavekv_bench;
 struct options {
   std::filesystem::path model = WAVEKV_SOURCE_DIR "/examples/models/needle";
   std::filesystem::path haystack = WAVEKV_SOURCE_DIR;
-  std::vector<std::string> tasks = {"single", "many", "near_miss", "growing"};
+  std::vector<std::string> tasks;  // empty: those that the model is made for
   std::vector<std::size_t> lengths = {4096, 16'384, 32'768};
   std::vector<std::string> rules = default_task_rules();
   std::size_t n_cases = 200;
+  std::string chat = "auto";
   std::size_t chunk = 2048;
   std::size_t threads = 0;
   std::uint64_t seed = 1;
@@ -43,11 +47,73 @@ const std::vector<std::string>& needle_task_names() {
   return names;
 }
 
-std::unique_ptr<task> make_needle_task(const std::string& name, const needle_material& material) {
-  if (name == "single") return single_needle(material);
-  if (name == "many") return many_needles(material);
-  if (name == "near_miss") return near_miss_needles(material);
-  return growing_context(material);
+std::vector<std::string> all_task_names() {
+  auto names = needle_task_names();
+  names.insert(names.end(), ruler_task_names().begin(), ruler_task_names().end());
+  return names;
+}
+
+/// Whether a model was taught the phrasing of needle tasks, and nothing else: it comes with the words.
+bool knows_needles(const std::filesystem::path& model) {
+  return std::filesystem::exists(model / "words.json");
+}
+
+/// Words for keys and lists, whatever the model: those of the example model.
+std::vector<std::string> plain_words() {
+  const std::filesystem::path path = WAVEKV_SOURCE_DIR "/examples/models/needle/words.json";
+  std::vector<std::string> words;
+  const auto lists = transformer::read_json(path);
+  for (const char* part : {"heldout", "train"})
+    for (const auto& word : lists.at(part)) words.push_back(word);
+  return words;
+}
+
+/// Makes tasks by name.
+class task_maker {
+ public:
+  task_maker(const options& options, transformer::tokenizer& tokenizer, const std::string& text)
+      : maker_(tokenizer, text, transformer::needle_words(options.model)),
+        needle_{tokenizer, maker_, transformer::needle_words(options.model)},
+        ruler_{tokenizer, split_words(text), plain_words(),
+               choose_template(options.chat, options.model), knows_needles(options.model)} {}
+
+  [[nodiscard]] std::unique_ptr<task> make(const std::string& name) const {
+    if (name == "single") return single_needle(needle_);
+    if (name == "many") return many_needles(needle_);
+    if (name == "near_miss") return near_miss_needles(needle_);
+    if (name == "growing") return growing_context(needle_);
+    return make_ruler_task(name, ruler_);
+  }
+
+ private:
+  transformer::needle_maker maker_;
+  needle_material needle_;
+  ruler_material ruler_;
+};
+
+void ask_all(const options& options, transformer::model& model, transformer::tokenizer& tokenizer,
+             const task_maker& maker, record& answers) {
+  const auto sizes = transformer::cache_geometry(model.config(), model.n_full_layers());
+  auto names = options.tasks;
+  if (names.empty())
+    names = knows_needles(options.model) ? needle_task_names() : ruler_task_names();
+  run_progress progress;
+  for (const std::string& name : names) {
+    const auto task = maker.make(name);
+    bool is_planned = false;
+    for (const std::size_t n_tokens : options.lengths) {
+      auto rules = make_task_rules(options.rules, sizes, n_tokens);
+      if (!is_planned) {
+        std::vector<std::string> rule_names;
+        for (const rule_place& rule : rules.rules) rule_names.push_back(rule.name);
+        answers.plan(name, options.lengths,
+                     prompts_for(*task, options.n_cases) * task->n_questions(), rule_names);
+        is_planned = true;
+      }
+      task_run run{model, tokenizer, rules, answers, options.chunk, options.seed};
+      ask_task(run, *task, n_tokens, options.n_cases, progress);
+    }
+  }
 }
 
 void run(const options& options) {
@@ -57,30 +123,13 @@ void run(const options& options) {
   transformer::model model(options.model);
   transformer::tokenizer tokenizer(options.model);
   const std::string text = transformer::haystack_text(options.haystack);
-  const auto words = transformer::needle_words(options.model);
-  transformer::needle_maker maker(tokenizer, text, words);
-  const needle_material material{tokenizer, maker, words};
-  const auto model_name = std::filesystem::canonical(options.model).filename().string();
+  const task_maker maker(options, tokenizer, text);
   // Of another text, prompts of the same number are others.
+  const auto model_name = std::filesystem::canonical(options.model).filename().string();
   record answers(
       options.out,
       {{"model", model_name}, {"seed", options.seed}, {"text", prompt_seed(text, 0, 0, 0)}});
-  run_progress progress;
-  for (const std::string& name : options.tasks) {
-    const auto task = make_needle_task(name, material);
-    for (const std::size_t n_tokens : options.lengths) {
-      auto rules = make_task_rules(
-          options.rules, transformer::cache_geometry(model.config(), model.n_full_layers()),
-          n_tokens);
-      std::vector<std::string> names;
-      for (const rule_place& rule : rules.rules) names.push_back(rule.name);
-      if (n_tokens == options.lengths.front())
-        answers.plan(name, options.lengths,
-                     prompts_for(*task, options.n_cases) * task->n_questions(), names);
-      task_run run{model, tokenizer, rules, answers, options.chunk, options.seed};
-      ask_task(run, *task, n_tokens, options.n_cases, progress);
-    }
-  }
+  ask_all(options, model, tokenizer, maker, answers);
 }
 
 }  // namespace
@@ -94,10 +143,11 @@ int main(int argc, char** argv) {
   app.add_option("--haystack", options.haystack, "Text to hide needles in, a file or a directory")
       ->capture_default_str()
       ->check(CLI::ExistingPath);
-  app.add_option("--tasks", options.tasks, "Tasks")
+  app.add_option(
+         "--tasks", options.tasks,
+         "Tasks (default: single,many,near_miss,growing for the example model, else RULER's)")
       ->delimiter(',')
-      ->capture_default_str()
-      ->check(CLI::IsMember(needle_task_names()));
+      ->check(CLI::IsMember(all_task_names()));
   app.add_option("--lengths", options.lengths, "Context lengths in tokens")
       ->delimiter(',')
       ->capture_default_str()
@@ -109,6 +159,10 @@ int main(int argc, char** argv) {
   app.add_option("--cases", options.n_cases, "Questions of each task and length, at least")
       ->capture_default_str()
       ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--template", options.chat,
+                 "RULER's tasks: what stands round a question; auto: as the model directory says")
+      ->capture_default_str()
+      ->check(CLI::IsMember(template_names()));
   app.add_option("--chunk", options.chunk, "Prompt tokens per prefill chunk")
       ->capture_default_str()
       ->check(CLI::Range(1024, 65'536));
