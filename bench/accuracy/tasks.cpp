@@ -165,7 +165,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember(template_names()));
   app.add_option("--chunk", options.chunk, "Prompt tokens per prefill chunk")
       ->capture_default_str()
-      ->check(CLI::Range(1024, 65'536));
+      ->check(CLI::Range(2048, 65'536));
   app.add_option("--threads", options.threads, "Threads (0: all cores)")
       ->capture_default_str()
       ->check(CLI::Range(0, 4096));

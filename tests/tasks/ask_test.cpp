@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Rules side by side answer as each does alone; a run that was cut short asks only for what is missing.
+#include <algorithm>
 #include <fstream>
 #include <memory>
 #include <sstream>
@@ -80,9 +81,7 @@ TEST_CASE("side by side, each rule's steps are those of its cache alone") {
   const turn& only = made.turns.front();
   auto whole = all.model.start(std::make_unique<side_by_side>(
       std::vector<rule_cache*>{all.rules.caches[0].get(), all.rules.caches[1].get()}));
-  for (std::size_t at = 0; at < only.text.size(); at += 2048)
-    all.model.prefill(whole, std::span(only.text).subspan(
-                                 at, std::min<std::size_t>(2048, only.text.size() - at)));
+  for (const auto chunk : even_chunks(only.text, 2048)) all.model.prefill(whole, chunk);
   whole.attention->end_prompt();
   const auto forked = whole.fork();
   const auto& parts = static_cast<const side_by_side&>(*forked.attention);
@@ -102,9 +101,7 @@ TEST_CASE("side by side, each rule's steps are those of its cache alone") {
     const auto together =
         logits_of(whole.fork(parts.answered_by(cache, rule.rule, whole.n_tokens)));
     auto alone = all.model.start(cache.start(rule.rule));
-    for (std::size_t at = 0; at < only.text.size(); at += 2048)
-      all.model.prefill(alone, std::span(only.text).subspan(
-                                   at, std::min<std::size_t>(2048, only.text.size() - at)));
+    for (const auto chunk : even_chunks(only.text, 2048)) all.model.prefill(alone, chunk);
     alone.attention->end_prompt();
     found.push_back(logits_of(alone.fork(cache.fork(*alone.attention, rule.rule, alone.n_tokens))));
     CHECK(together == found.back());

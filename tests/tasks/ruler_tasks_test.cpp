@@ -22,8 +22,8 @@ using test::count;
 
 ruler_material material_of(transformer::tokenizer& tokenizer) {
   std::vector<std::string> words;
-  for (const auto& word : transformer::read_json(test::needle_dir / "words.json").at("train"))
-    words.push_back(word);
+  const auto lists = transformer::read_json(test::needle_dir / "words.json");
+  for (const auto& word : lists.at("train")) words.push_back(word);
   return {tokenizer, split_words(test::plain_text()), std::move(words), {}, false};
 }
 

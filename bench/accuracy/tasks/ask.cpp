@@ -80,12 +80,14 @@ struct asked_prompt {
 
 void read(task_run& run, session& session, std::span<const token_id> tokens,
           const std::function<void(double)>& on_progress) {
-  for (std::size_t at = 0; at < tokens.size(); at += run.chunk) {
-    const auto chunk = tokens.subspan(at, std::min(run.chunk, tokens.size() - at));
+  double n_done = 0.0;
+  for (const auto chunk : even_chunks(tokens, run.chunk)) {
+    const auto size = static_cast<double>(chunk.size());
     run.model.prefill(session, chunk, [&](double share) {
       if (transformer::interrupted()) throw transformer::interrupted_error();
-      on_progress(static_cast<double>(at) + share * static_cast<double>(chunk.size()));
+      on_progress(n_done + share * size);
     });
+    n_done += size;
   }
 }
 

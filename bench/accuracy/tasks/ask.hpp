@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,10 +26,22 @@ struct task_run {
   transformer::tokenizer& tokenizer;
   rule_set& rules;
   record& answers;
-  std::size_t chunk =
-      2048;  ///< tokens read at once; 1,024 and more, as side_by_side's caches take less for decoding
+  std::size_t chunk = 2048;  ///< tokens read at once, at most; see even_chunks
   std::uint64_t seed = 1;
 };
+
+/// @brief Tokens in chunks of at most `most`, as even as can be. From 2,048 on no chunk of a longer text has less than 1,024 tokens: a
+/// cache takes fewer for decoding, and would seal them otherwise than a prompt.
+inline std::vector<std::span<const transformer::token_id>> even_chunks(
+    std::span<const transformer::token_id> tokens, std::size_t most) {
+  const std::size_t n = (tokens.size() + most - 1) / most;
+  std::vector<std::span<const transformer::token_id>> chunks;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t first = i * tokens.size() / n;
+    chunks.push_back(tokens.subspan(first, (i + 1) * tokens.size() / n - first));
+  }
+  return chunks;
+}
 
 /// @brief Says on standard error where a run is, not too often.
 class run_progress {

@@ -18,7 +18,7 @@ namespace wavekv_bench {
 /// @brief A sequence of which every cache keeps its own copy and index.
 ///
 /// Full attention of a prompt is the same whatever chooses later, so that the first cache computes it and the others take keys,
-/// values and queries along. Rules answer by forks of their part: answered_by. Decoding without one is the first part's.
+/// values and queries along; chunks as even_chunks makes them, so that all seal alike. Rules answer by forks of their part: answered_by. Decoding without one is the first part's.
 class side_by_side final : public transformer::full_attention {
  public:
   using attention = transformer::full_attention;
