@@ -88,8 +88,9 @@ if ((tasks_alone)); then
 elif ((check)); then
   ask --lengths 4096 --cases 40
 else
-  ask --tasks many,near_miss,growing --lengths 4096,16384,32768
-  ask --tasks single --lengths 4096,8192 # a prompt a question: what the others ask of ten prompts would take 200
+  ask --tasks many,near_miss --lengths 4096,16384,32768
+  ask --tasks growing --lengths 4096,16384 # read once a rule
+  ask --tasks single --lengths 4096        # read once a question
 fi
 python3 -B bench/accuracy/task_report.py "$out/tasks.jsonl" | tee "$out/tasks.md" || status=1
 exit $status
