@@ -51,9 +51,9 @@ std::size_t below(std::mt19937_64& random, std::size_t n) {
   return static_cast<std::size_t>((random() >> 11U) % std::max<std::size_t>(n, 1));
 }
 
-std::vector<needle> random_needles(const std::vector<std::string>& words, std::size_t n,
+std::vector<needle> random_needles(std::span<const std::string> words, std::size_t n,
                                    std::mt19937_64& random) {
-  auto shuffled = words;
+  std::vector<std::string> shuffled(words.begin(), words.end());
   for (std::size_t i = 0; i < n; ++i)
     std::swap(shuffled[i], shuffled[i + below(random, shuffled.size() - i)]);
   std::vector<needle> needles(n);
@@ -122,8 +122,22 @@ haystack needle_maker::make(std::size_t n_tokens, std::size_t n_needles, std::ui
     throw model_error(std::to_string(n_needles) + " needles, but only " +
                       std::to_string(words_.size()) + " words");
   std::mt19937_64 random(seed);
+  auto needles = random_needles(words_, n_needles, random);
+  return hide(n_tokens, std::move(needles), random);
+}
+
+haystack needle_maker::make(std::size_t n_tokens, std::span<const std::string> words,
+                            std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  auto needles = random_needles(words, words.size(), random);
+  return hide(n_tokens, std::move(needles), random);
+}
+
+haystack needle_maker::hide(std::size_t n_tokens, std::vector<needle> needles,
+                            std::mt19937_64& random) {
+  const std::size_t n_needles = needles.size();
   haystack hay;
-  hay.needles = random_needles(words_, n_needles, random);
+  hay.needles = std::move(needles);
   std::vector<std::vector<token_id>> statements;
   std::size_t n_statements = 0;
   for (const auto& needle : hay.needles) {

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -47,10 +49,14 @@ class needle_maker {
   /// @throw model_error when the needles do not fit
   haystack make(std::size_t n_tokens, std::size_t n_needles, std::uint64_t seed);
 
+  /// @brief The same, its needles of these words.
+  haystack make(std::size_t n_tokens, std::span<const std::string> words, std::uint64_t seed);
+
   /// @brief Ids of the question about a word; the answer's digits come next.
   std::vector<token_id> question(const std::string& word);
 
  private:
+  haystack hide(std::size_t n_tokens, std::vector<needle> needles, std::mt19937_64& random);
   bool ends_sentence(std::size_t i) const;
   std::size_t sentence_end_after(std::size_t first, std::size_t n_text, std::size_t at) const;
 

@@ -40,22 +40,23 @@ struct decode_record {
 
 /// @brief A sequence whose full-attention layers live in a wavekv::kv_cache: the calls to make, and
 /// where.
-/// @tparam Cache a wavekv::kv_cache; must outlive this object
-template <class Cache>
+/// @tparam Cache     a wavekv::kv_cache; must outlive this object
+/// @tparam AnyBound  a std::variant of the bounds that may answer
+template <class Cache, class AnyBound = any_bound>
 class wave_attention : public full_attention {
  public:
-  wave_attention(Cache& cache, any_bound bound)
+  wave_attention(Cache& cache, AnyBound bound)
       : cache_(&cache), sequence_(cache.create()), bound_(std::move(bound)) {}
 
   /// @brief A fork of `other` that is answered by another bound. Sealed segments are shared, not
   /// copied.
-  wave_attention(const wave_attention& other, any_bound bound)
+  wave_attention(const wave_attention& other, AnyBound bound)
       : cache_(other.cache_),
         sequence_(other.cache_->fork(other.sequence_)),
         bound_(std::move(bound)) {}
 
   /// @brief Takes over a sequence of the cache: one that was loaded, say.
-  wave_attention(Cache& cache, any_bound bound, wavekv::sequence_id sequence)
+  wave_attention(Cache& cache, AnyBound bound, wavekv::sequence_id sequence)
       : cache_(&cache), sequence_(sequence), bound_(std::move(bound)) {}
 
   ~wave_attention() override { cache_->release(sequence_); }
@@ -125,7 +126,7 @@ class wave_attention : public full_attention {
 
   Cache* cache_;
   wavekv::sequence_id sequence_;
-  any_bound bound_;
+  AnyBound bound_;
 };
 
 /// @brief How far two vectors of n elements lie apart, against the length of the second.

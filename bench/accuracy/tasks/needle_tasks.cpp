@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include "accuracy/tasks/needle_tasks.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include "error.hpp"
+
+namespace wavekv_bench {
+namespace {
+
+using transformer::needle;
+using transformer::token_id;
+
+constexpr std::size_t n_digits = 5;  // of a number, a token each
+
+std::size_t common_prefix(std::string_view a, std::string_view b) noexcept {
+  return static_cast<std::size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
+}
+
+std::size_t common_suffix(std::string_view a, std::string_view b) noexcept {
+  return static_cast<std::size_t>(std::mismatch(a.rbegin(), a.rend(), b.rbegin(), b.rend()).first -
+                                  a.rbegin());
+}
+
+spelling spell(transformer::tokenizer& tokenizer, const std::string& word) {
+  const auto tokens = tokenizer.encode(" " + word);
+  if (tokens.empty()) throw transformer::model_error("the tokenizer has no tokens for " + word);
+  return {word, tokens.front(), tokens.back(), tokens.size() == 1};
+}
+
+/// The first n elements in an order of their own.
+template <class T>
+std::vector<T> draw(std::vector<T> from, std::size_t n, std::mt19937_64& random,
+                    const std::string& what) {
+  if (n > from.size())
+    throw transformer::model_error(what + ": " + std::to_string(n) +
+                                   " needed, but there are only " + std::to_string(from.size()));
+  for (std::size_t i = 0; i < n; ++i)
+    std::swap(from[i], from[i + (random() >> 11U) % (from.size() - i)]);
+  from.resize(n);
+  return from;
+}
+
+/// Tasks of one text and independent questions; words() says of what.
+class haystack_task : public task {
+ public:
+  haystack_task(std::string name, const needle_material& material, std::size_t n_needles)
+      : task(std::move(name)), material_(material), n_needles_(n_needles) {}
+
+  [[nodiscard]] std::size_t n_questions() const override { return n_needles_; }
+
+  [[nodiscard]] prompt make(std::size_t n_tokens, std::size_t i, std::uint64_t seed) override {
+    std::mt19937_64 random(prompt_seed(name(), n_tokens, i, seed));
+    const auto chosen = words(random);
+    std::size_t n_longest = 0;
+    for (const std::string& word : chosen)
+      n_longest = std::max(n_longest, material_.maker.question(word).size());
+    const std::size_t n_asked = n_longest + n_digits;
+    if (n_asked >= n_tokens)
+      throw transformer::model_error(name() + ": a question does not fit into " +
+                                     std::to_string(n_tokens) + " tokens");
+    const auto hay = material_.maker.make(n_tokens - n_asked, chosen, random());
+    turn only{hay.tokens, {}};
+    for (const needle& needle : hay.needles) only.questions.push_back(ask(needle));
+    prompt made;
+    made.turns.push_back(std::move(only));
+    return made;
+  }
+
+ protected:
+  [[nodiscard]] virtual std::vector<std::string> words(std::mt19937_64& random) const {
+    return draw(material_.words, n_needles_, random, "words for needles");
+  }
+  [[nodiscard]] question ask(const needle& needle) const {
+    return {
+        material_.maker.question(needle.word), {needle.number}, n_digits, scoring::leading_number};
+  }
+
+  needle_material material_;
+  std::size_t n_needles_;
+};
+
+class near_miss_task final : public haystack_task {
+ public:
+  static constexpr std::size_t family_size = 4;
+  static constexpr std::size_t n_families = 5;
+
+  explicit near_miss_task(const needle_material& material)
+      : haystack_task("near_miss", material, family_size * n_families),
+        families_(near_miss_families(material.tokenizer, material.words, family_size)) {}
+
+ protected:
+  [[nodiscard]] std::vector<std::string> words(std::mt19937_64& random) const override {
+    std::vector<std::string> chosen;
+    for (auto& family : draw(families_, n_families, random, "families of near misses"))
+      std::ranges::move(family, std::back_inserter(chosen));
+    return chosen;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> families_;
+};
+
+class growing_task final : public haystack_task {
+ public:
+  static constexpr std::size_t n_turns = 25;
+  static constexpr std::size_t needles_per_turn = 3;  // more than are asked for: some grow old
+  static constexpr std::size_t questions_per_turn = 2;
+
+  explicit growing_task(const needle_material& material)
+      : haystack_task("growing", material, n_turns * needles_per_turn) {}
+
+  [[nodiscard]] std::size_t n_questions() const override { return n_turns * questions_per_turn; }
+  [[nodiscard]] bool grows() const override { return true; }
+
+  [[nodiscard]] prompt make(std::size_t n_tokens, std::size_t i, std::uint64_t seed) override {
+    std::mt19937_64 random(prompt_seed(name(), n_tokens, i, seed));
+    const auto chosen = words(random);
+    const std::size_t n_asked = questions_per_turn * longest_question(chosen);
+    const std::size_t n_front = material_.tokenizer.prefix().size();
+    prompt made;
+    std::vector<needle> old;
+    std::size_t n_left = n_tokens;
+    for (std::size_t t = 0; t < n_turns; ++t) {
+      const std::size_t share = n_left / (n_turns - t);
+      if (n_asked >= share)
+        throw transformer::model_error(name() + ": " + std::to_string(n_turns) +
+                                       " turns do not fit into " + std::to_string(n_tokens) +
+                                       " tokens");
+      const std::span<const std::string> here(chosen.data() + t * needles_per_turn,
+                                              needles_per_turn);
+      const std::size_t n_skipped = t == 0 ? 0 : n_front;  // only the first turn begins a context
+      auto hay = material_.maker.make(share - n_asked + n_skipped, here, random());
+      turn& now = made.turns.emplace_back();
+      now.text.assign(hay.tokens.begin() + static_cast<std::ptrdiff_t>(n_skipped),
+                      hay.tokens.end());
+      now.questions.push_back(ask(take_one(hay.needles, random)));
+      now.questions.push_back(ask(take_one(t == 0 ? hay.needles : old, random)));
+      std::ranges::move(hay.needles, std::back_inserter(old));
+      n_left -= now.text.size();
+      for (const question& asked : now.questions) n_left -= asked.tokens.size() + n_digits;
+    }
+    return made;
+  }
+
+ private:
+  [[nodiscard]] std::size_t longest_question(const std::vector<std::string>& chosen) const {
+    std::size_t longest = 0;
+    for (const std::string& word : chosen)
+      longest = std::max(longest, material_.maker.question(word).size() + n_digits);
+    return longest;
+  }
+  static needle take_one(std::vector<needle>& from, std::mt19937_64& random) {
+    const auto at = from.begin() + static_cast<std::ptrdiff_t>((random() >> 11U) % from.size());
+    needle taken = *at;
+    from.erase(at);
+    return taken;
+  }
+};
+
+}  // namespace
+
+bool is_near_miss(const spelling& a, const spelling& b) noexcept {
+  if (a.word == b.word) return false;
+  // Words of a single token share none.
+  if (!a.is_whole && !b.is_whole && (a.first == b.first || a.last == b.last)) return true;
+  const std::size_t half = (std::max(a.word.size(), b.word.size()) + 1) / 2;
+  const std::size_t enough = std::max<std::size_t>(half, 3);
+  return common_prefix(a.word, b.word) >= enough || common_suffix(a.word, b.word) >= enough;
+}
+
+std::vector<std::vector<std::string>> near_miss_families(transformer::tokenizer& tokenizer,
+                                                         const std::vector<std::string>& words,
+                                                         std::size_t family_size) {
+  std::vector<spelling> spelt;
+  spelt.reserve(words.size());
+  for (const std::string& word : words) spelt.push_back(spell(tokenizer, word));
+  std::vector<bool> taken(words.size(), false);
+  std::vector<std::vector<std::string>> families;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (taken[i]) continue;
+    std::vector<std::size_t> members = {i};
+    for (std::size_t j = 0; j < words.size() && members.size() < family_size; ++j)
+      if (!taken[j] && is_near_miss(spelt[i], spelt[j])) members.push_back(j);
+    if (members.size() < family_size) continue;
+    auto& family = families.emplace_back();
+    for (const std::size_t member : members) {
+      taken[member] = true;
+      family.push_back(words[member]);
+    }
+  }
+  return families;
+}
+
+std::unique_ptr<task> single_needle(const needle_material& material) {
+  return std::make_unique<haystack_task>("single", material, 1);
+}
+std::unique_ptr<task> many_needles(const needle_material& material) {
+  return std::make_unique<haystack_task>("many", material, 20);
+}
+std::unique_ptr<task> near_miss_needles(const needle_material& material) {
+  return std::make_unique<near_miss_task>(material);
+}
+std::unique_ptr<task> growing_context(const needle_material& material) {
+  return std::make_unique<growing_task>(material);
+}
+
+}  // namespace wavekv_bench
