@@ -117,8 +117,8 @@ struct frontier_data {
       }
       data.settled.push_back(0.001F * number());
       // so that some nodes may hold a token worth a look, and some may not
-      data.log_normalizer.push_back(data.nearness[g * n_nodes + random() % n_nodes] +
-                                    12.0F * number());
+      const float of_one = n_nodes == 0 ? 0.0F : data.nearness[g * n_nodes + random() % n_nodes];
+      data.log_normalizer.push_back(of_one + 12.0F * number());
     }
     for (std::size_t i = 0; i < n_nodes; ++i) {
       float share = data.share[i];
