@@ -20,6 +20,7 @@
 #include "archetypes/buffers.hpp"
 #include "archetypes/clusterers.hpp"
 #include "support/model.hpp"
+#include "support/sampled_bound.hpp"
 
 // The data flow through a buffer whose blocks are not all in the fast tier: the answers are those of
 // `resident`, and hits, misses and bytes are counted.
@@ -60,10 +61,9 @@ wavekv::error_bound<> reads_some() {
   bound.max_open = 1.0F;
   return bound;
 }
-wavekv::verified_bound<> verifies() {
-  wavekv::verified_bound<> bound;
+sampled_bound verifies() {
+  sampled_bound bound;
   bound.samples = 16;
-  bound.epsilon = 0.3F;
   bound.rule = reads_some();
   return bound;
 }

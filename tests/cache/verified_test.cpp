@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +12,7 @@
 #include <wavekv/wavekv.hpp>
 
 #include "support/filled_cache.hpp"
+#include "support/sampled_bound.hpp"
 
 // verified_bound against its promise; and the same bits on every executor, by every bound.
 
@@ -65,25 +65,11 @@ TEST_CASE("verified_bound: the promise holds for at least 1 - delta of (step, he
   }
 }
 
-namespace {
-
-/// Reads little, and takes no sampled answer for good enough.
-struct never_content : wavekv::verified_bound<> {
-  void plan(const wavekv::frontier& nodes, std::span<wavekv::zone> zones) const noexcept {
-    rule.plan(nodes, zones);
-  }
-  [[nodiscard]] static constexpr bool accepts(float /*sampled_error*/) noexcept { return false; }
-  [[nodiscard]] never_content tightened() const noexcept {
-    return {wavekv::verified_bound<>::tightened()};
-  }
-};
-
-}  // namespace
-
 TEST_CASE("a verifying bound ends in exact attention when nothing less will do") {
   for (const key_family family : {key_family::uniform, key_family::clustered}) {
     filled<float, tree> data(family, 900, 9);
-    never_content bound;
+    sampled_bound bound;
+    bound.accepted = -1.0F;
     bound.rule.epsilon = 0.5F;
     bound.rule.free_tokens = 0;
     bound.rule.max_open = bound.rule.max_read = 0.01F;

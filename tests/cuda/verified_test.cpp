@@ -9,6 +9,7 @@
 #include <wavekv/index/bounds/exact.hpp>
 
 #include "cuda/bound_checks.hpp"
+#include "support/sampled_bound.hpp"
 
 // verified_bound on the device: the same rounds, the same draws, the same sampled errors as on the CPU; its promise; its end in
 // exact attention.
@@ -16,26 +17,6 @@
 using namespace wavekv_test;
 using wavekv::bf16;
 using wavekv::testing::schedule;
-
-namespace wavekv_test {
-
-/// Reads little, and takes no sampled answer for good enough.
-struct never_content : wavekv::verified_bound<> {
-  [[nodiscard]] static constexpr bool accepts(float /*sampled_error*/) noexcept { return false; }
-  [[nodiscard]] never_content tightened() const noexcept {
-    return {wavekv::verified_bound<>::tightened()};
-  }
-};
-
-/// Its plan on the device.
-template <class Block>
-void plan_on_device(Block& b, const never_content& bound,
-                    const wavekv::device::frontier_view& nodes, wavekv::zone* zones,
-                    const wavekv::device::plan_memory& memory) {
-  plan_on_device(b, bound.rule, nodes, zones, memory);
-}
-
-}  // namespace wavekv_test
 
 TEST_CASE("verified_bound draws the same tokens on both sides") { check_verified_cases<bf16>(9); }
 
@@ -48,7 +29,9 @@ TEST_CASE("a verifying bound ends in exact attention when nothing less will do")
     which.order = schedule::random;
     CAPTURE(which.text());
     with_twins<bf16>(which, [&](twin_layers<bf16>& twins, const std::vector<float>& queries) {
-      never_content bound{demanding(0)};
+      sampled_bound bound;
+      bound.accepted = -1.0F;
+      bound.rule.epsilon = 0.5F;
       bound.rule.free_tokens = 0;
       bound.rule.max_open = bound.rule.max_read = 0.01F;
       bound.rounds = 2;

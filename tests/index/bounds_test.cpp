@@ -375,7 +375,7 @@ TEST_CASE("verified_bound: a node that may hide a token is read whatever its rul
         const auto by_rule = plan(bound.rule, data);
         const auto by_bound = plan(bound, data);
         // the share of which a token is looked for, by its definition
-        const double share = 0.025 * static_cast<double>(bound.margin) *
+        const double share = 0.01 * static_cast<double>(bound.margin) *
                              static_cast<double>(bound.epsilon) *
                              std::sqrt(static_cast<double>(delta));
         for (std::size_t i = 0; i < data.view.n_nodes; ++i) {

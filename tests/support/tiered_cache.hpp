@@ -19,6 +19,7 @@
 
 #include "archetypes/executors.hpp"
 #include "support/model.hpp"
+#include "support/sampled_bound.hpp"
 #include "support/scratch_folder.hpp"
 
 /// @file tiered_cache.hpp
@@ -73,10 +74,9 @@ inline wavekv::error_bound<> reads_some() {
   bound.max_open = 1.0F;
   return bound;
 }
-inline wavekv::verified_bound<> verifies() {
-  wavekv::verified_bound<> bound;
+inline sampled_bound verifies() {
+  sampled_bound bound;
   bound.samples = 16;
-  bound.epsilon = 0.3F;
   bound.rule = reads_some();
   return bound;
 }
