@@ -62,7 +62,8 @@ inline constexpr float least_square = 1e-30F;
 /// An expected error is a root mean square. Where logits scatter by more than one or two it is the mean over events so rare
 /// that hardly a step sees one: nearly always the node then holds less than its estimate, and errs by at most that. So
 /// e·w / √(e² + w²): e where e is small, never above w. Measured on 1,536 steps of error_bound (example model, diffuse; 33,408
-/// tokens, budgets 1/8 to 16): within a factor 2 of the error in 74 % of the steps that err; by e itself, 58 %.
+/// tokens, budgets 1/8 to 16): within a factor 2 of the error in 74 % of them; by e itself, 58 %. At 131,072 tokens neither
+/// does well: what hides in nodes that were not opened decides there (bench/README.md, "Rules side by side").
 /// @param error   expected error, relative to the output
 /// @param weight  the node's mass, in the same unit
 WAVEKV_HOST_DEVICE float typical_square(float error, float weight) noexcept {

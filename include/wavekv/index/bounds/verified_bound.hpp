@@ -24,7 +24,7 @@ namespace wavekv {
 ///
 /// What a sample finds last is one token that is nothing like the others of its cluster: nearly all draws go elsewhere.
 /// So every node is read, or opened, of whose tokens the nearest is expected to hold hidden_share() or more of some head's
-/// softmax. Measured on the example model's keys: without it one head in four missed δ = 1 %; and what is read for it spares
+/// softmax. Measured on the example model's keys: without it one in five of all pairs of head and ε missed δ = 1 %; and what is read for it spares
 /// rounds, ε = 1 % takes a third fewer bytes (bench/README.md, "Rules side by side").
 /// Models verifying_bound.
 /// @tparam Ranking  as in error_bound
