@@ -20,6 +20,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "accuracy/json_lines.hpp"
 #include "accuracy/promise.hpp"
 #include "accuracy/rule.hpp"
 #include "data/captured.hpp"
@@ -56,17 +57,6 @@ using done_set = std::set<std::string>;
 std::string key_of(const std::string& data, std::size_t n_tokens, const std::string& rule,
                    double budget) {
   return json{data, n_tokens, rule, budget}.dump();
-}
-
-done_set read_done(const std::filesystem::path& path) {
-  done_set done;
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    const json row = json::parse(line, nullptr, false);
-    if (row.is_discarded()) continue;  // cut short in the middle of a line
-    done.insert(key_of(row.at("data"), row.at("tokens"), row.at("rule"), row.at("budget")));
-  }
-  return done;
 }
 
 json to_json(const measured_point& point) {
@@ -165,8 +155,11 @@ void measure_layer(const options& options, const attention_data& data, const don
 }
 
 void run(const options& options) {
-  const done_set done = read_done(options.out);
-  std::ofstream file(options.out, std::ios::app);
+  done_set done;
+  const bool ends_line = read_json_lines(options.out, [&](const json& row) {
+    done.insert(key_of(row.at("data"), row.at("tokens"), row.at("rule"), row.at("budget")));
+  });
+  std::ofstream file = continue_json_lines(options.out, ends_line);
   const auto wanted = [&](const char* name) {
     return std::ranges::find(options.data, name) != options.data.end();
   };

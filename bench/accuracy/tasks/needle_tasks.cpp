@@ -55,10 +55,7 @@ class haystack_task : public task {
   [[nodiscard]] prompt make(std::size_t n_tokens, std::size_t i, std::uint64_t seed) override {
     std::mt19937_64 random(prompt_seed(name(), n_tokens, i, seed));
     const auto chosen = words(random);
-    std::size_t n_longest = 0;
-    for (const std::string& word : chosen)
-      n_longest = std::max(n_longest, material_.maker.question(word).size());
-    const std::size_t n_asked = n_longest + n_digits;
+    const std::size_t n_asked = longest_question(chosen);
     if (n_asked >= n_tokens)
       throw transformer::model_error(name() + ": a question does not fit into " +
                                      std::to_string(n_tokens) + " tokens");
@@ -77,6 +74,13 @@ class haystack_task : public task {
   [[nodiscard]] question ask(const needle& needle) const {
     return {
         material_.maker.question(needle.word), {needle.number}, n_digits, scoring::leading_number};
+  }
+  // Of the words' questions, their answers included.
+  [[nodiscard]] std::size_t longest_question(const std::vector<std::string>& chosen) const {
+    std::size_t longest = 0;
+    for (const std::string& word : chosen)
+      longest = std::max(longest, material_.maker.question(word).size() + n_digits);
+    return longest;
   }
 
   needle_material material_;
@@ -147,12 +151,6 @@ class growing_task final : public haystack_task {
   }
 
  private:
-  [[nodiscard]] std::size_t longest_question(const std::vector<std::string>& chosen) const {
-    std::size_t longest = 0;
-    for (const std::string& word : chosen)
-      longest = std::max(longest, material_.maker.question(word).size() + n_digits);
-    return longest;
-  }
   static needle take_one(std::vector<needle>& from, std::mt19937_64& random) {
     const auto at = from.begin() + static_cast<std::ptrdiff_t>((random() >> 11U) % from.size());
     needle taken = *at;

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "accuracy/json_lines.hpp"
+
 namespace wavekv_bench {
 namespace {
 
@@ -18,24 +20,16 @@ case_key key_of(const json& row) {
 
 record::record(std::filesystem::path path, const json& source) : path_(std::move(path)) {
   std::optional<json> found;
-  bool ends_line = true;
-  {
-    std::ifstream file(path_);
-    for (std::string line; std::getline(file, line);) {
-      ends_line = !file.eof();
-      const json row = json::parse(line, nullptr, false);
-      if (!row.is_object()) continue;  // cut short in the middle of a line
-      if (row.contains("source")) found = row["source"];
-      if (row.contains("rule")) done_.insert(key_of(row));
-    }
-  }
+  const bool ends_line = read_json_lines(path_, [&](const json& row) {
+    if (row.contains("source")) found = row["source"];
+    if (row.contains("rule")) done_.insert(key_of(row));
+  });
   if (found && *found != source)
     throw std::runtime_error(path_.string() + ": holds answers of " + found->dump() + ", not of " +
                              source.dump() + "; name another file or folder");
   if (!found && !done_.empty())
     throw std::runtime_error(path_.string() + ": does not say what its answers are of");
-  file_.open(path_, std::ios::app);
-  if (!ends_line) file_ << '\n';  // behind the line that was cut short
+  file_ = continue_json_lines(path_, ends_line);
   if (!found) write({{"source", source}});
 }
 
