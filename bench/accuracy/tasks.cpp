@@ -43,7 +43,8 @@ struct options {
 };
 
 const std::vector<std::string>& needle_task_names() {
-  static const std::vector<std::string> names = {"single", "many", "near_miss", "growing"};
+  static const std::vector<std::string> names = {"single",  "many", "near_miss",
+                                                 "growing", "list", "trace"};
   return names;
 }
 
@@ -82,6 +83,8 @@ class task_maker {
     if (name == "many") return many_needles(needle_);
     if (name == "near_miss") return near_miss_needles(needle_);
     if (name == "growing") return growing_context(needle_);
+    if (name == "list") return number_lists(needle_);
+    if (name == "trace") return traced_words(needle_);
     return make_ruler_task(name, ruler_);
   }
 
@@ -143,9 +146,9 @@ int main(int argc, char** argv) {
   app.add_option("--haystack", options.haystack, "Text to hide needles in, a file or a directory")
       ->capture_default_str()
       ->check(CLI::ExistingPath);
-  app.add_option(
-         "--tasks", options.tasks,
-         "Tasks (default: single,many,near_miss,growing for the example model, else RULER's)")
+  app.add_option("--tasks", options.tasks,
+                 "Tasks (default: single,many,near_miss,growing,list,trace for the example model, "
+                 "else RULER's)")
       ->delimiter(',')
       ->check(CLI::IsMember(all_task_names()));
   app.add_option("--lengths", options.lengths, "Context lengths in tokens")

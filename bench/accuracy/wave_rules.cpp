@@ -30,6 +30,7 @@ std::vector<std::unique_ptr<rule>> wave_rules() {
         bound.max_read = std::min(1.0F, bound.max_read * factor);
         bound.floor_open = std::min(1.0F, bound.floor_open * factor);
         bound.floor_read = std::min(1.0F, bound.floor_read * factor);
+        bound.hidden_share /= factor;
         bound.free_tokens =
             static_cast<std::size_t>(static_cast<double>(bound.free_tokens) * budget);
         return bound;

@@ -3,10 +3,13 @@
 """Train a model like examples/models/needle from scratch, from any plain English text.
 
 The model (SmolLM3 class, 3.5M parameters) learns to read text and to answer, exactly, questions such as "The magic number of
-river is " from a statement hidden anywhere before. Local layers rotate positions and see 64 keys; global layers have no
-positions and see everything, so what they learn at 4,096 tokens works at 131,072.
+river is " from a statement hidden anywhere before; then to list the numbers of a word that has several, and to follow a word
+whose number is that of another word. Local layers rotate positions and see 64 keys; global layers have no positions and see
+everything, so what they learn at 4,096 tokens works at 131,072.
 
-  python3 train_needle.py --text novel1.txt novel2.txt --out my_needle      # a full run: 3,000 steps, an hour or more on two cores
+  # Numbers: 3,000 steps, an hour or more on two cores. Then lists and traces, from there: as much again.
+  python3 train_needle.py --text novel1.txt novel2.txt --out numbers
+  python3 train_needle.py --text novel1.txt novel2.txt --out my_needle --init numbers --questions all
   python3 train_needle.py --smoke --out /tmp/smoke                          # under a minute: does the program work?
 
 Needs torch, tokenizers, safetensors and numpy; the check at the end also transformers. README.md in needle/ tells what made the
@@ -33,6 +36,7 @@ BOS, EOS, PAD = 0, 1, 2
 PATTERN = r" ?[A-Za-z]+|[0-9]| ?[^A-Za-z0-9 \t\r\n]+|[ \t\r\n]"  # every digit is one token
 MAX_LENGTH = 262144  # context that training imitates
 N_DIGITS = 5
+PLACES = ["first", "second", "third", "fourth", "fifth"]
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Shape:
 class Attention(nn.Module):
     def __init__(self, shape, kind):
         super().__init__()
-        self.shape, self.is_global = shape, kind == "G"
+        self.shape, self.is_global, self.temperature = shape, kind == "G", 1.0
         d = shape.head_dim
         self.q_proj = nn.Linear(shape.hidden, shape.n_query_heads * d, bias=False)
         self.k_proj = nn.Linear(shape.hidden, shape.n_kv_heads * d, bias=False)
@@ -64,8 +68,8 @@ class Attention(nn.Module):
     def forward(self, x, rotation, key_bias, supervised):
         """x [batch, length, hidden]; key_bias [batch, length] is added to a global layer's logits of each key.
 
-        supervised = (batch index, query position, key position), [n] each. Returns the output and, for a global layer, the
-        mean of -log(attention mass of head 0) on those pairs.
+        supervised = (batch index, query position, key position, weight), [n] each. Returns the output and, for a global layer,
+        the weighted mean of -log(attention mass of head 0) on those pairs.
         """
         batch, length, _ = x.shape
         split = lambda y: y.view(batch, length, -1, self.shape.head_dim).transpose(1, 2)
@@ -73,13 +77,14 @@ class Attention(nn.Module):
         loss = x.new_zeros(())
         repeat = self.shape.n_query_heads // self.shape.n_kv_heads
         if self.is_global:
+            q = q * self.temperature
             causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
             mask = torch.where(causal, key_bias[:, None, None, :], float("-inf"))
             if supervised is not None and len(supervised[0]):
-                sequence, query, key = supervised
+                sequence, query, key, weight = supervised
                 logits = torch.einsum("nd,nld->nl", q[sequence, 0, query], k[sequence, 0]) / math.sqrt(self.shape.head_dim)
                 log_mass = (logits + mask[sequence, 0, query]).log_softmax(-1)
-                loss = -log_mass.gather(1, key[:, None]).mean()
+                loss = -(log_mass.gather(1, key[:, None])[:, 0] * weight).sum() / weight.sum()
             out = F.scaled_dot_product_attention(q, k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), attn_mask=mask)
         else:
             q, k = rotate(q, rotation), rotate(k, rotation)
@@ -204,6 +209,12 @@ class Sequences:
         self.digit = [encode(str(d))[0] for d in range(10)]
         self.of, self.is_, self.stop, self.space = encode(" The magic number of"), encode(" is"), encode("."), encode(" ")
         self.ask, self.reply = encode("\nQuestion: what is the magic number of"), encode("? Answer: the magic number of")
+        self.ask_list, self.reply_list = encode("\nQuestion: what are the magic numbers of"), encode("? Answer:")
+        self.the_nth, self.nth = ([encode(f" {the} {place} magic number of") for place in PLACES] for the in ("The", "the"))
+        self.comma, self.none = encode(","), encode(" none")
+
+    def digits(self, number):
+        return [self.digit[d] for d in number]
 
     def pick_words(self, rng, n):
         """n different words; about half share their first or last token with another of them."""
@@ -221,84 +232,212 @@ class Sequences:
                 chosen.append(next(w for w in iter(lambda: self.words[rng.integers(len(self.words))], None) if w not in chosen))
         return chosen
 
-    def make(self, rng, length):
-        """One sequence as a dict: ids, text_loss, digit_loss (weights), haystack [length] each; pairs [n, 2] = (query, key)."""
-        n_statements = int(rng.integers(3, 5 + min(20, length // 96)))
-        words = self.pick_words(rng, n_statements)
-        numbers = {w: rng.integers(0, 10, N_DIGITS) for w in words}
-        asked = rng.permutation(words)[:max(4, min(12, length // 96))]
-        # Pieces of (ids, kind); kind: t = text, d = digits of a statement, a = digits of an answer, s = other words of either.
-        answers = []
-        for w in asked:
-            question = [*self.of, *self.tokens[w], *self.is_]
-            if rng.random() < 0.5:
-                question = [*self.ask, *self.tokens[w], *self.reply, *self.tokens[w], *self.is_]
-            answers += [(question + self.space, "s", w), ([self.digit[d] for d in numbers[w]], "a", w), (self.stop, "s", w)]
-        statements = [[([*self.of, *self.tokens[w], *self.is_, *self.space], "s", w),
-                       ([self.digit[d] for d in numbers[w]], "d", w), (self.stop, "s", w)] for w in words]
-        n_text = length - 1 - sum(len(p[0]) for p in answers) - sum(len(p[0]) for s in statements for p in s)
+    def make(self, rng, length, with_all):
+        """One sequence as a dict: ids, text_loss, answer_loss (weights), haystack [length] each; pairs: (query, key, weight);
+        answers: (kind of the question, positions of its answer's tokens)."""
+        facts, n_asked = self.all_kinds(rng, length) if with_all else self.numbers_only(rng, length)
+        asked = [facts[i] for i in rng.permutation(len(facts))][:n_asked]
+        answers = [piece for fact in asked for piece in fact.question(self, rng)]
+        statements = self.told_in_order([fact.statements(self) for fact in facts], rng)
+        n_text = length - 1 - sum(len(p.tokens) for p in answers) - sum(len(p.tokens) for s in statements for p in s)
         if n_text < 16:  # long words: try others
-            return self.make(rng, length)
+            return self.make(rng, length, with_all)
         start = int(rng.integers(0, len(self.ids) - n_text))
         low, high = np.searchsorted(self.sentence_ends, [start + 1, start + n_text])
         places = self.sentence_ends[low:high] if high > low else np.array([start + n_text])
         places = np.sort(places[rng.integers(0, len(places), len(statements))])
-        pieces, at = [([BOS], "s", None)], start
+        pieces, at = [Piece([BOS], text=1, label="start")], start
         for place, statement in zip(places, statements):
-            pieces += [(self.ids[at:place], "t", None), *statement]
+            pieces += [Piece(self.ids[at:place], text=1, is_haystack=True), *statement]
             at = place
-        pieces += [(self.ids[at:start + n_text], "t", None), *answers]
-        ids = np.concatenate([np.asarray(p[0], dtype=np.int64) for p in pieces])
-        kind = np.concatenate([np.full(len(p[0]), ord(p[1])) for p in pieces])
-        digit_loss, pairs, seen, position = np.zeros(length, dtype=np.float32), [], {}, 0
-        for piece, piece_kind, word in pieces:
-            if piece_kind == "d":
-                seen[word] = position
-            elif piece_kind == "a":
-                digit_loss[position:position + N_DIGITS] = [5, 1, 1, 1, 1]  # the first digit needs the word, the others may follow
-                pairs += [(position + i - 1, seen[word] + i) for i in range(N_DIGITS)]
-            position += len(piece)
-        text_loss = ((kind == ord("t")) | (kind == ord("s"))).astype(np.float32)  # random digits of a statement: nothing to learn
-        return dict(ids=ids, text_loss=text_loss, digit_loss=digit_loss, haystack=kind == ord("t"), pairs=pairs)
+        pieces += [Piece(self.ids[at:start + n_text], text=1, is_haystack=True), *answers]
+        return laid_out(pieces, length)
 
-    def batch(self, rng, length, n_tokens, offset_share=0.7, device="cpu"):
-        """A batch of n_tokens / length sequences as tensors. In offset_share of them every haystack key's logit gets + ln r."""
-        rows = [self.make(rng, length) for _ in range(max(1, n_tokens // length))]
+    def numbers_only(self, rng, length):
+        words = self.pick_words(rng, int(rng.integers(3, 5 + min(20, length // 96))))
+        return [Number(w, self.number(rng)) for w in words], max(4, min(12, length // 96))
+
+    def all_kinds(self, rng, length):
+        scale = min(4, length // 512)
+        n_traces, n_lists, n_numbers = (int(rng.integers(least, least + 1 + scale)) for least in (3, 2, 1))
+        hops, sizes = rng.integers(1, 3, n_traces), rng.integers(2, 5, n_lists)
+        words = list(rng.permutation(self.pick_words(rng, n_numbers + n_lists + int((hops + 1).sum()))))
+        take = lambda n: [words.pop() for _ in range(n)]
+        facts = [Number(words.pop(), self.number(rng)) for _ in range(n_numbers)]
+        for n in sizes:  # numbers of a list begin with different digits
+            facts.append(List(words.pop(), [[int(d), *self.number(rng)[1:]] for d in rng.permutation(10)[:n]]))
+        return facts + [Trace(take(h + 1), self.number(rng)) for h in hops], 8
+
+    @staticmethod
+    def number(rng):
+        return [int(d) for d in rng.integers(0, 10, N_DIGITS)]
+
+    @staticmethod
+    def told_in_order(facts, rng):
+        """Statements of all facts in a random order; those of a list keep theirs, those of a trace need not."""
+        turns = rng.permutation([i for i, (statements, _) in enumerate(facts) for _ in statements])
+        left = [list(s) if ordered else [s[k] for k in rng.permutation(len(s))] for s, ordered in facts]
+        return [left[i].pop(0) for i in turns]
+
+    def batch(self, rng, length, n_tokens, all_share, offset_share=0.7, device="cpu"):
+        """A batch of n_tokens / length sequences, all_share of them with every kind of question, as tensors. In offset_share of
+        them every haystack key's logit gets + ln r."""
+        n = max(1, n_tokens // length)
+        n_all = int(n * all_share + rng.random())
+        rows = [self.make(rng, length, i < n_all) for i in range(n)]
         stack = lambda name: torch.from_numpy(np.stack([r[name] for r in rows])).to(device)
         ln_r = [rng.random() * math.log(MAX_LENGTH / length) if rng.random() < offset_share else 0.0 for _ in rows]
-        pairs = torch.tensor([(i, q, k) for i, r in enumerate(rows) for q, k in r["pairs"]], device=device).T
+        pairs = [(i, *pair) for i, r in enumerate(rows) for pair in r["pairs"]]
+        supervised = (*torch.tensor([p[:3] for p in pairs], device=device).T, torch.tensor([p[3] for p in pairs], device=device))
         bias = stack("haystack").float() * torch.tensor(ln_r, device=device)[:, None]
-        return stack("ids"), stack("text_loss"), stack("digit_loss"), bias, tuple(pairs)
+        answers = [(kind, i, positions) for i, r in enumerate(rows) for kind, positions in r["answers"]]
+        return stack("ids"), stack("text_loss"), stack("answer_loss"), bias, supervised, answers
+
+
+@dataclass
+class Piece:
+    """Tokens of a sequence, and what training wants of them."""
+    tokens: list
+    text: float = 0.0          # weight of the text loss
+    answer: tuple = ()         # weights of the answer loss; the last one is that of all further tokens, too
+    label: object = None       # by which an answer finds what it must look at
+    source: object = None      # label of the piece where head 0 must look when these tokens are predicted
+    kind: str = ""             # of a question that begins here
+    is_haystack: bool = False
+
+
+def laid_out(pieces, length):
+    """Pieces one after the other: the dict of Sequences.make."""
+    ids = np.concatenate([np.asarray(p.tokens, dtype=np.int64) for p in pieces])
+    assert len(ids) == length
+    text_loss, answer_loss, haystack = np.zeros(length, np.float32), np.zeros(length, np.float32), np.zeros(length, bool)
+    pairs, answers, places, at = [], [], {}, 0
+    for p in pieces:
+        n = len(p.tokens)
+        text_loss[at:at + n], haystack[at:at + n] = p.text, p.is_haystack
+        if p.kind:
+            answers.append((p.kind, []))
+        if p.label is not None:
+            places[p.label] = at
+        if p.answer:
+            answer_loss[at:at + n] = [p.answer[min(i, len(p.answer) - 1)] for i in range(n)]
+            answers[-1][1].extend(range(at, at + n))
+        if p.source is not None:
+            pairs += [(at + i - 1, places[p.source] + i, 2.0 if i == 0 else 1.0) for i in range(n)]
+        at += n
+    return dict(ids=ids, text_loss=text_loss, answer_loss=answer_loss, haystack=haystack, pairs=pairs, answers=answers)
+
+
+FIRST = (5, 1)  # the first token of an answer needs the word, the others may follow from it
+
+
+@dataclass
+class Number:
+    """" The magic number of <word> is <number>." """
+    word: str
+    number: list
+
+    def statements(self, s):
+        return [number_statement(s, self.word, self.number)], False
+
+    def question(self, s, rng):
+        return [question_of(s, rng, self.word, "number"), *number_answer(s, self.word, self.number)]
+
+
+@dataclass
+class List:
+    """" The first magic number of <word> is <number>.", then the second and so on; the answer names each place, and " none" at last."""
+    word: str
+    numbers: list
+
+    def statements(self, s):
+        return [[Piece([*s.the_nth[k], *s.tokens[self.word], *s.is_], text=1), Piece(s.space, label=("space", self.word, k)),
+                 Piece(s.digits(number), label=("number", self.word, k)), Piece(s.stop, text=1)]
+                for k, number in enumerate(self.numbers)], True
+
+    def question(self, s, rng):
+        word = s.tokens[self.word]
+        pieces = [Piece([*s.ask_list, *word, *s.reply_list, *s.nth[0], *word, *s.is_], text=1, kind="list")]
+        for k, number in enumerate(self.numbers):
+            pieces += [Piece(s.space, answer=(3,), source=("space", self.word, k)),
+                       Piece(s.digits(number), answer=FIRST, source=("number", self.word, k)), Piece(s.comma, answer=(1,)),
+                       Piece(s.nth[k + 1], text=1, answer=(0.5, 2, 0.5)), Piece(word, answer=(4, 2)), Piece(s.is_, text=1, answer=(0.5,))]
+        return pieces + [Piece(s.none, answer=FIRST, source="start"), Piece(s.stop, text=1)]
+
+
+@dataclass
+class Trace:
+    """" The magic number of <word> is <other word>." and so on to a number; the answer tells the way."""
+    words: list
+    number: list
+
+    def statements(self, s):
+        links = [[Piece([*s.of, *s.tokens[w], *s.is_], text=1), Piece(s.tokens[next_word], label=("link", w)),
+                  Piece(s.stop, label=("end", w))] for w, next_word in zip(self.words, self.words[1:])]
+        return links + [number_statement(s, self.words[-1], self.number)], False
+
+    def question(self, s, rng):
+        pieces = [question_of(s, rng, self.words[0], "trace")]
+        for w, next_word in zip(self.words, self.words[1:]):
+            pieces += [Piece(s.tokens[next_word], answer=FIRST, source=("link", w)), Piece(s.is_, answer=(2,), source=("end", w))]
+        return pieces + number_answer(s, self.words[-1], self.number)
+
+
+def number_statement(s, word, number):  # random digits of a statement carry no loss: there is nothing to learn
+    return [Piece([*s.of, *s.tokens[word], *s.is_], text=1), Piece(s.space, label=("space", word)),
+            Piece(s.digits(number), label=("number", word)), Piece(s.stop, text=1)]
+
+
+def number_answer(s, word, number):
+    return [Piece(s.space, answer=(3,), source=("space", word)), Piece(s.digits(number), answer=FIRST, source=("number", word)),
+            Piece(s.stop, text=1)]
+
+
+def question_of(s, rng, word, kind):
+    short = [*s.of, *s.tokens[word], *s.is_]
+    return Piece(short if rng.random() < 0.5 else [*s.ask, *s.tokens[word], *s.reply, *s.tokens[word], *s.is_], text=1, kind=kind)
 
 
 # ------------------------------------------------------------------ training
 def losses(model, batch):
-    """(text, digits, attention): mean losses of a batch, and whether each answer digit was right [n_answers, N_DIGITS]."""
-    ids, text_loss, digit_loss, bias, pairs = batch
+    """(text, answers, attention): mean losses of a batch, and kind -> whether each answer was right from its first token to its last."""
+    ids, text_loss, answer_loss, bias, pairs, answers = batch
     logits, attention = model(ids, bias, pairs)
     entropy = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(ids[:, 1:])
     mean = lambda weight: (entropy * weight[:, 1:]).sum() / weight[:, 1:].sum().clamp(min=1)
-    right = (logits[:, :-1].argmax(-1) == ids[:, 1:])[digit_loss[:, 1:] > 0].view(-1, N_DIGITS)
-    return (mean(text_loss), mean(digit_loss), attention), right
+    is_right = (logits[:, :-1].argmax(-1) == ids[:, 1:]).cpu()
+    right = defaultdict(list)
+    for kind, i, positions in answers:
+        right[kind].append(bool(is_right[i, torch.tensor(positions) - 1].all()))
+    return (mean(text_loss), mean(answer_loss), attention), right
+
+
+def shares(right):
+    return "  ".join(f"{kind} {np.mean(right[kind]):.2f} of {len(right[kind])}" for kind in sorted(right))
 
 
 @torch.no_grad()
-def evaluate(model, sequences, length, n_sequences, device, seed=12345):
-    """Held-out text and words: text loss in nats per token, share of right first digits, share of right numbers."""
-    text, rights = [], []
+def evaluate(model, sequences, length, n_sequences, all_share, device, seed=12345):
+    """Held-out text and words: text loss in nats per token, and kind -> whether each answer was right."""
+    text, rights = [], defaultdict(list)
     for i in range(n_sequences):
-        batch = sequences.batch(np.random.default_rng([seed, i]), length, length, 0.0, device)
+        batch = sequences.batch(np.random.default_rng([seed, i]), length, length, all_share, 0.0, device)
         (text_loss, _, _), right = losses(model, batch)
         text.append(float(text_loss))
-        rights.append(right)
-    right = torch.cat(rights)
-    return sum(text) / len(text), float(right[:, 0].float().mean()), float(right.all(1).float().mean())
+        for kind in right:
+            rights[kind] += right[kind]
+    return sum(text) / len(text), rights
+
+
+def set_temperature(model, temperature):
+    for layer in model.model.layers:
+        layer.self_attn.temperature = temperature
 
 
 def length_at(step, n_steps, lengths):
-    """Lengths take turns, the short ones longer: shares 0.3, 0.2, 0.2, 0.15, 0.15 of the steps."""
-    shares = np.cumsum([0.3, 0.2, 0.2, 0.15, 0.15][:len(lengths)])
-    return lengths[min(int(np.searchsorted(shares / shares[-1], step / n_steps, side="right")), len(lengths) - 1)]
+    """Lengths take turns, the short ones longer: parts 0.3, 0.2, 0.2, 0.15, 0.15 of the steps."""
+    parts = np.cumsum([0.3, 0.2, 0.2, 0.15, 0.15][:len(lengths)])
+    return lengths[min(int(np.searchsorted(parts / parts[-1], step / n_steps, side="right")), len(lengths) - 1)]
 
 
 def train(model, sequences, heldout, args):
@@ -319,9 +458,11 @@ def train(model, sequences, heldout, args):
     for step in range(first, args.steps):
         length = length_at(step, args.steps, args.lengths)
         # A step's batch depends on the seed and the step only: a resumed run sees what an unbroken one would.
-        batch = sequences.batch(np.random.default_rng([args.seed, step]), length, args.batch_tokens, device=args.device)
-        (text, digits, attention), right = losses(model, batch)
-        loss = text + 2 * digits + 0.5 * attention
+        rng = np.random.default_rng([args.seed, step])
+        batch = sequences.batch(rng, length, args.batch_tokens, args.all_share, device=args.device)
+        set_temperature(model, rng.uniform(*args.temperatures))
+        (text, answers, attention), right = losses(model, batch)
+        loss = text + 2 * answers + 0.5 * attention
         loss.backward()
         nn.utils.clip_grad_norm_(others, 1.0)
         factor = min(1.0, (step + 1) / args.warmup, (args.steps - step) / (0.3 * args.steps))  # linear decay at the end
@@ -331,19 +472,25 @@ def train(model, sequences, heldout, args):
             optimizer.zero_grad(set_to_none=True)
         history.append(loss.item())
         if (step + 1) % args.log_every == 0:
-            print(f"step {step + 1:5}  length {length:4}  text {text:.3f}  digits {digits:.3f}  attention {attention:.3f}  "
-                  f"first digit {right[:, 0].float().mean():.2f}  number {right.all(1).float().mean():.2f}  "
-                  f"{(time.time() - began) / (step + 1 - first):.2f} s/step", flush=True)
+            print(f"step {step + 1:5}  length {length:4}  text {text:.3f}  answers {answers:.3f}  attention {attention:.3f}  "
+                  f"right: {shares(right)}  {(time.time() - began) / (step + 1 - first):.2f} s/step", flush=True)
         if (step + 1) % args.save_every == 0 and step + 1 < args.steps:
             torch.save(dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step + 1,
                             history=history), checkpoint)
-            text, digit, number = evaluate(model, heldout, length, 8, args.device)
-            print(f"        held out: text {text:.3f} nats per token, first digit {digit:.2f}, number {number:.2f}", flush=True)
+            set_temperature(model, args.temperature)
+            text, right = evaluate(model, heldout, length, 8, args.all_share, args.device)
+            print(f"        held out: text {text:.3f} nats per token, right: {shares(right)}", flush=True)
     checkpoint.unlink(missing_ok=True)
     return history
 
 
 # ------------------------------------------------------------------ export
+def with_temperature(weights, shape, temperature):
+    """Weights as float, with a factor on q_proj of the global layers."""
+    is_query = {f"model.layers.{i}.self_attn.q_proj.weight" for i, kind in enumerate(shape.layers) if kind == "G"}
+    return {name: w.detach().float().cpu() * (temperature if name in is_query else 1.0) for name, w in weights.items()}
+
+
 def export(model, tokenizer, words, out, temperature):
     """Write a directory in Hugging Face form. The temperature goes into q_proj of the global layers."""
     s = model.shape
@@ -356,10 +503,7 @@ def export(model, tokenizer, words, out, temperature):
         no_rope_layers=[int(kind == "L") for kind in s.layers],  # 1 = rotated, in spite of the name
         layer_types=["sliding_attention" if kind == "L" else "full_attention" for kind in s.layers],
         rope_parameters=dict(rope_type="default", rope_theta=s.rope_theta))
-    weights = {name: p.detach().float().cpu() for name, p in model.state_dict().items()}
-    for i, kind in enumerate(s.layers):
-        if kind == "G":
-            weights[f"model.layers.{i}.self_attn.q_proj.weight"] *= temperature
+    weights = with_temperature(model.state_dict(), s, temperature)
     save_file({n: w.to(torch.bfloat16).contiguous() for n, w in weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
     tokenizer.save(str(out / "tokenizer.json"))
@@ -404,15 +548,23 @@ def parse_arguments():
     parser.add_argument("--text", type=Path, nargs="+", metavar="FILE",
                         help="plain text files in UTF-8; the published model saw 9.7 M characters of novels")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write; made when it is missing")
+    parser.add_argument("--init", type=Path, metavar="DIR",
+                        help="go on from this program's weights, tokenizer and words in DIR instead of from scratch")
+    parser.add_argument("--questions", choices=["numbers", "all"], default="numbers",
+                        help="what is asked: numbers alone, or in half of the sequences lists and traces, too (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a batch (default: %(default)s)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096],
-                        help="sequence lengths from 256 on, one stage after the other, five at most (default: %(default)s)")
+    parser.add_argument("--lengths", type=int, nargs="+",
+                        help="sequence lengths, one stage after the other, five at most (default: from 256, of all questions "
+                             "from 512, doubling up to 4096)")
     parser.add_argument("--muon-lr", type=float, default=0.018, help="learning rate of matrices (default: %(default)s)")
     parser.add_argument("--adam-lr", type=float, default=0.002, help="learning rate of embedding and norms (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=50, help="steps until full learning rate (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.3,
                         help="factor on q_proj of global layers after training: 1 leaves attention nearly one-hot (default: %(default)s)")
+    parser.add_argument("--temperatures", type=float, nargs=2, metavar=("LEAST", "MOST"),
+                        help="factor on those queries in training, drawn for each step; the weights are those of factor 1 "
+                             "(default: 1 1 from scratch, 0.3 0.7 with --init)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, words and batches (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch chooses (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
@@ -421,12 +573,18 @@ def parse_arguments():
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output directory, same arguments")
     parser.add_argument("--smoke", action="store_true", help="tiny model, a few dozen steps, made-up text unless --text is given")
     args = parser.parse_args()
+    least = 512 if args.questions == "all" else 256
     if args.smoke:
         args.steps, args.batch_tokens, args.lengths, args.log_every, args.threads, args.warmup = 60, 1536, [384, 512], 10, 1, 5
+        if args.questions == "all":  # of a small vocabulary, words are longer
+            args.steps, args.batch_tokens, args.lengths = 30, 2048, [1024]
     elif not args.text:
         parser.error("--text is required (or --smoke)")
-    if min(args.lengths) < 256:
-        parser.error("--lengths: four questions and their statements need 256 tokens")
+    args.lengths = args.lengths or [n for n in (256, 512, 1024, 2048, 4096) if n >= least]
+    if min(args.lengths) < least:
+        parser.error(f"--lengths: questions and their statements need {least} tokens")
+    args.all_share = 0.5 if args.questions == "all" else 0.0
+    args.temperatures = args.temperatures or ([0.3, 0.7] if args.init else [1.0, 1.0])
     return args
 
 
@@ -440,14 +598,21 @@ def main():
     text = "\n".join(p.read_text(encoding="utf-8", errors="replace") for p in args.text) if args.text else smoke_text()
     text = text.replace("\r\n", "\n").replace("\ufeff", "")
     cut = int(0.95 * len(text))
-    tokenizer, words = train_tokenizer(text[:cut], shape.vocab), key_words(text[:cut], args.seed)
+    if args.init:
+        tokenizer, words = Tokenizer.from_file(str(args.init / "tokenizer.json")), json.loads((args.init / "words.json").read_text())
+    else:
+        tokenizer, words = train_tokenizer(text[:cut], shape.vocab), key_words(
+            text[:cut], args.seed, heldout_share=0.3 if args.smoke else 0.1)
     shape.vocab = max(tokenizer.get_vocab_size(), 256)
     sequences, heldout = Sequences(text[:cut], tokenizer, words["train"]), Sequences(text[cut:], tokenizer, words["heldout"])
     longest = max(args.lengths)
-    if len(heldout.ids) < 2 * longest or len(words["train"]) < 100:
-        raise SystemExit(f"train_needle: too little text: {len(text)} characters, {len(words['train'])} key words; "
-                         f"the last 5 % must hold {2 * longest} tokens and have {len(heldout.ids)}")
+    if len(heldout.ids) < 2 * longest or len(words["train"]) < 100 or len(words["heldout"]) < 64:
+        raise SystemExit(f"train_needle: too little text: {len(text)} characters, {len(words['train'])} and, held out, "
+                         f"{len(words['heldout'])} key words (100 and 64 needed); the last 5 % must hold {2 * longest} tokens "
+                         f"and have {len(heldout.ids)}")
     model = Model(shape).to(args.device)
+    if args.init:
+        model.load_state_dict(with_temperature(load_file(args.init / "model.safetensors"), shape, 1.0 / args.temperature))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(sequences.ids) / 1e6:.2f} M tokens of text, "
           f"{len(words['train'])} key words, {asdict(shape)}")
     history = train(model, sequences, heldout, args)
@@ -455,13 +620,12 @@ def main():
     exported = check_export(args.out, shape).to(args.device)
     for length in args.lengths[-2:] if args.smoke else (1024, 4096):
         if 2 * length <= len(heldout.ids):
-            result = evaluate(exported, heldout, length, 4 if args.smoke else 20, args.device)
-            print(f"exported, held-out text and words, {length} tokens: text {result[0]:.3f} nats per token, "
-                  f"first digit {result[1]:.2f}, number {result[2]:.2f}")
+            text_loss, right = evaluate(exported, heldout, length, 4 if args.smoke else 20, args.all_share, args.device)
+            print(f"exported, held-out text and words, {length} tokens: text {text_loss:.3f} nats per token, right: {shares(right)}")
     if args.smoke:
         start, end = np.mean(history[:5]), np.mean(history[-5:])
         print(f"loss fell from {start:.2f} to {end:.2f}")
-        if not end < 0.8 * start:
+        if not end < (1.0 if args.init else 0.8) * start:
             raise SystemExit("train_needle: the loss did not fall")
 
 

@@ -51,6 +51,10 @@ std::size_t below(std::mt19937_64& random, std::size_t n) {
   return static_cast<std::size_t>((random() >> 11U) % std::max<std::size_t>(n, 1));
 }
 
+double random_depth(std::mt19937_64& random) {
+  return static_cast<double>(below(random, 1'000'000)) / 1e6;
+}
+
 std::vector<needle> random_needles(std::span<const std::string> words, std::size_t n,
                                    std::mt19937_64& random) {
   std::vector<std::string> shuffled(words.begin(), words.end());
@@ -60,7 +64,7 @@ std::vector<needle> random_needles(std::span<const std::string> words, std::size
   for (std::size_t i = 0; i < n; ++i) {
     needles[i].word = shuffled[i];
     needles[i].number = std::to_string(10'000 + below(random, 90'000));
-    needles[i].depth = static_cast<double>(below(random, 1'000'000)) / 1e6;
+    needles[i].depth = random_depth(random);
   }
   std::ranges::sort(needles, {}, &needle::depth);
   return needles;
@@ -123,46 +127,68 @@ haystack needle_maker::make(std::size_t n_tokens, std::size_t n_needles, std::ui
                       std::to_string(words_.size()) + " words");
   std::mt19937_64 random(seed);
   auto needles = random_needles(words_, n_needles, random);
-  return hide(n_tokens, std::move(needles), random);
+  return hide_needles(n_tokens, std::move(needles), random);
 }
 
 haystack needle_maker::make(std::size_t n_tokens, std::span<const std::string> words,
                             std::uint64_t seed) {
   std::mt19937_64 random(seed);
   auto needles = random_needles(words, words.size(), random);
-  return hide(n_tokens, std::move(needles), random);
+  return hide_needles(n_tokens, std::move(needles), random);
 }
 
-haystack needle_maker::hide(std::size_t n_tokens, std::vector<needle> needles,
-                            std::mt19937_64& random) {
-  const std::size_t n_needles = needles.size();
-  haystack hay;
-  hay.needles = std::move(needles);
-  std::vector<std::vector<token_id>> statements;
-  std::size_t n_statements = 0;
-  for (const auto& needle : hay.needles) {
-    statements.push_back(tokenizer_.encode(statement(needle)));
-    n_statements += statements.back().size();
+haystack needle_maker::hide_needles(std::size_t n_tokens, std::vector<needle> needles,
+                                    std::mt19937_64& random) {
+  std::vector<std::string> sentences;
+  std::vector<double> depths;
+  for (const auto& needle : needles) {
+    sentences.push_back(statement(needle));
+    depths.push_back(needle.depth);
   }
-  hay.tokens = tokenizer_.prefix();
-  if (hay.tokens.size() + n_statements > n_tokens)
-    throw model_error(std::to_string(n_needles) + " needles do not fit into " +
+  haystack hay{hide_at(n_tokens, sentences, depths, random), std::move(needles)};
+  for (std::size_t i = 0; i < depths.size(); ++i) hay.needles[i].depth = depths[i];
+  return hay;
+}
+
+std::vector<token_id> needle_maker::hide(std::size_t n_tokens,
+                                         std::span<const std::string> sentences,
+                                         std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<double> depths(sentences.size());
+  for (double& depth : depths) depth = random_depth(random);
+  std::ranges::sort(depths);
+  return hide_at(n_tokens, sentences, depths, random);
+}
+
+/// Depths, rising: where sentences should go, and then where they went.
+std::vector<token_id> needle_maker::hide_at(std::size_t n_tokens,
+                                            std::span<const std::string> sentences,
+                                            std::span<double> depths, std::mt19937_64& random) {
+  std::vector<std::vector<token_id>> hidden;
+  std::size_t n_hidden = 0;
+  for (const auto& sentence : sentences) {
+    hidden.push_back(tokenizer_.encode(sentence));
+    n_hidden += hidden.back().size();
+  }
+  std::vector<token_id> tokens = tokenizer_.prefix();
+  if (tokens.size() + n_hidden > n_tokens)
+    throw model_error(std::to_string(sentences.size()) + " needles do not fit into " +
                       std::to_string(n_tokens) + " tokens");
-  const std::size_t n_text = n_tokens - hay.tokens.size() - n_statements;
+  const std::size_t n_text = n_tokens - tokens.size() - n_hidden;
   const std::size_t first = below(random, text_.size());
 
   std::size_t n_done = 0;
   const auto add_text = [&](std::size_t until) {
-    for (; n_done < until; ++n_done) hay.tokens.push_back(text_[(first + n_done) % text_.size()]);
+    for (; n_done < until; ++n_done) tokens.push_back(text_[(first + n_done) % text_.size()]);
   };
-  for (std::size_t i = 0; i < n_needles; ++i) {
-    const auto at = static_cast<std::size_t>(hay.needles[i].depth * static_cast<double>(n_text));
+  for (std::size_t i = 0; i < hidden.size(); ++i) {
+    const auto at = static_cast<std::size_t>(depths[i] * static_cast<double>(n_text));
     add_text(sentence_end_after(first, n_text, at));
-    hay.needles[i].depth = static_cast<double>(hay.tokens.size()) / static_cast<double>(n_tokens);
-    hay.tokens.insert(hay.tokens.end(), statements[i].begin(), statements[i].end());
+    depths[i] = static_cast<double>(tokens.size()) / static_cast<double>(n_tokens);
+    tokens.insert(tokens.end(), hidden[i].begin(), hidden[i].end());
   }
   add_text(n_text);
-  return hay;
+  return tokens;
 }
 
 std::vector<token_id> needle_maker::question(const std::string& word) {

@@ -52,11 +52,19 @@ class needle_maker {
   /// @brief The same, its needles of these words.
   haystack make(std::size_t n_tokens, std::span<const std::string> words, std::uint64_t seed);
 
+  /// @brief Text of exactly n_tokens tokens, the tokenizer's prefix included, with sentences in it, each at a sentence end
+  /// and all in the order given; they begin with a space.
+  /// @throw model_error when they do not fit
+  std::vector<token_id> hide(std::size_t n_tokens, std::span<const std::string> sentences,
+                             std::uint64_t seed);
+
   /// @brief Ids of the question about a word; the answer's digits come next.
   std::vector<token_id> question(const std::string& word);
 
  private:
-  haystack hide(std::size_t n_tokens, std::vector<needle> needles, std::mt19937_64& random);
+  haystack hide_needles(std::size_t n_tokens, std::vector<needle> needles, std::mt19937_64& random);
+  std::vector<token_id> hide_at(std::size_t n_tokens, std::span<const std::string> sentences,
+                                std::span<double> depths, std::mt19937_64& random);
   bool ends_sentence(std::size_t i) const;
   std::size_t sentence_end_after(std::size_t first, std::size_t n_text, std::size_t at) const;
 

@@ -20,7 +20,7 @@
 #include "archetypes/buffers.hpp"
 #include "archetypes/clusterers.hpp"
 #include "support/model.hpp"
-#include "support/sampled_bound.hpp"
+#include "support/partial_bounds.hpp"
 
 // The data flow through a buffer whose blocks are not all in the fast tier: the answers are those of
 // `resident`, and hits, misses and bytes are counted.
@@ -52,20 +52,6 @@ typename cache_of<Buffer>::options_type small_options(std::size_t n_slots = 4) {
   options.window_tokens = 16;
   if constexpr (requires { options.placement.n_slots; }) options.placement.n_slots = n_slots;
   return options;
-}
-
-wavekv::error_bound<> reads_some() {
-  wavekv::error_bound<> bound;
-  bound.epsilon = 0.01F;
-  bound.free_tokens = 60;
-  bound.max_open = 1.0F;
-  return bound;
-}
-sampled_bound verifies() {
-  sampled_bound bound;
-  bound.samples = 16;
-  bound.rule = reads_some();
-  return bound;
 }
 
 /// The same calls on a resident cache and on one with a slow tier; answers may differ by the order of sums.

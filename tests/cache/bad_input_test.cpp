@@ -430,6 +430,8 @@ TEST_CASE("bounds out of range, in the options and in a call") {
   refused({"margin is 0"}, verified_bound{.margin = 0.0F});
   refused({"margin is 1.5"}, verified_bound{.margin = 1.5F});
   refused({"coarse_share is 2", "0 to 1"}, error_bound{.coarse_share = 2.0F});
+  refused({"hidden_share is -1", "0 to 1"}, error_bound{.hidden_share = -1.0F});
+  refused({"hidden_share is", "nan"}, error_bound{.hidden_share = not_a_number});
   refused({"rounds is 0"}, verified_bound{0.1F, 0.05F, 64, 0});
   refused({"max_read is 3"}, verified_bound{.rule = error_bound{.max_read = 3.0F}});
 

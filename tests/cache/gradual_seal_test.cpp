@@ -48,6 +48,7 @@ cache_type::options_type small_options(const any_executor& executor = {}) {
   options.executor = executor;
   options.bound.free_tokens = 8;
   options.bound.max_read = 0.1F;
+  options.bound.hidden_share = 0.0F;
   return options;
 }
 

@@ -57,6 +57,7 @@ wavekv::error_bound<> tight_error() {
   bound.free_tokens = 16;
   bound.max_read = 0.1F;
   bound.max_open = 0.5F;
+  bound.hidden_share = 0.0F;
   return bound;
 }
 wavekv::verified_bound<> tight_verified() {
@@ -387,6 +388,7 @@ TEST_CASE("softcap, scale and learned sinks, per layer, against the oracle") {
             wavekv::error_bound<> open;
             open.epsilon = 1e-12F;
             open.max_open = open.max_read = 1.0F;
+            open.hidden_share = 0.0F;
             const outputs by_exact = attend_once(cache, sequence, layer, query, wavekv::exact{});
             const outputs by_search = attend_once(cache, sequence, layer, query, open);
             CHECK(largest_error(sizes, by_exact.out, expected) <= tolerance);

@@ -117,6 +117,7 @@ TEST_CASE("prefill teaches the query metric: what is sealed later is clustered b
   query[0] = query[16] = 6.0F;
   wavekv::error_bound<> lax;
   lax.epsilon = 1e6F;
+  lax.hidden_share = 0.0F;
   // One sum of exponentials may be met by chance, so the squares of many are compared.
   double taught_squares = 0;
   double untaught_squares = 0;

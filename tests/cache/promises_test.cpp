@@ -125,7 +125,7 @@ TEST_CASE_TEMPLATE("error_bound: predicted error within epsilon, or capped", Cou
         capped.max_read = 0.05F;
         capped.max_open = 0.3F;
         capped.free_tokens = 0;
-        capped.floor_open = capped.floor_read = 0.0F;  // the floor comes on top of the caps
+        capped.floor_open = capped.floor_read = capped.hidden_share = 0.0F;  // on top of the caps
         const auto [small, small_stats] =
             attend_counted(data.cache, data.sequence, 0, query, capped);
         CHECK(all_finite(small));
@@ -206,6 +206,7 @@ TEST_CASE("ranking by sum and by max") {
   CHECK(all_finite(by_max));
   wavekv::error_bound<wavekv::rank_by_sum> sum;
   sum.max_open = sum.max_read = 1.0F;
+  sum.hidden_share = 0.0F;
   const auto [got, stats] = attend_counted(data.cache, data.sequence, 0, query, sum);
   CHECK(stats.predicted_error <= sum.epsilon * 1.001F);
   // One head per KV head: the rankings cannot differ.

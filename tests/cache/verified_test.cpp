@@ -12,7 +12,7 @@
 #include <wavekv/wavekv.hpp>
 
 #include "support/filled_cache.hpp"
-#include "support/sampled_bound.hpp"
+#include "support/partial_bounds.hpp"
 
 // verified_bound against its promise; and the same bits on every executor, by every bound.
 

@@ -84,6 +84,7 @@ wavekv::error_bound<Ranking> tight(std::size_t i) {
   bound.free_tokens = 32;
   bound.max_read = i % 3 == 0 ? 0.3F : 0.02F;
   bound.full_tokens = 256;
+  if (i % 4 != 0) bound.hidden_share = 0.0F;  // so few tokens could all hide
   return bound;
 }
 
@@ -104,6 +105,7 @@ inline wavekv::verified_bound<> demanding(std::size_t i) {
   bound.epsilon = i % 3 == 0 ? 0.3F : 0.15F;
   bound.rule.epsilon = 0.5F;
   bound.rule.free_tokens = 32;
+  if (i % 4 != 0) bound.rule.hidden_share = 0.0F;  // so few tokens could all hide
   bound.rounds = 2 + static_cast<int>(i % 3);
   return bound;
 }

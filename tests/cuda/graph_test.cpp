@@ -50,6 +50,7 @@ cache_type::options_type small_options(const emulated_runtime& runtime) {
   options.bound.epsilon = 0.01F;
   options.bound.free_tokens = 8;
   options.bound.max_read = 0.1F;
+  options.bound.hidden_share = 0.0F;
   options.runtime = runtime;
   return options;
 }

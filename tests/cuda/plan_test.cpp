@@ -190,15 +190,18 @@ TEST_CASE_TEMPLATE("error_bound chooses the same zones on the device", Ranking, 
   bound reads_little;
   reads_little.epsilon = 0.002F;
   reads_little.free_tokens = 20;
+  reads_little.hidden_share = 0.0F;
   bound no_floors;
   no_floors.epsilon = 0.01F;
-  no_floors.floor_open = no_floors.floor_read = 0.0F;
+  no_floors.floor_open = no_floors.floor_read = no_floors.hidden_share = 0.0F;
   no_floors.max_open = no_floors.max_read = 1.0F;
   bound shrinks;
   shrinks.full_tokens = 100;
   shrinks.free_tokens = 0;
   shrinks.epsilon = 1e-4F;
-  check_bound<bound>({bound{}, reads_little, no_floors, shrinks});
+  bound hides_little;
+  hides_little.hidden_share = 1e-4F;
+  check_bound<bound>({bound{}, reads_little, no_floors, shrinks, hides_little});
 }
 
 TEST_CASE_TEMPLATE("fixed_budget chooses the same zones on the device", Ranking,

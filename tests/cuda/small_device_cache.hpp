@@ -50,6 +50,7 @@ typename Cache::options_type small_device_options(
   options.bound.epsilon = 0.01F;
   options.bound.free_tokens = 8;
   options.bound.max_read = 0.2F;
+  options.bound.hidden_share = 0.0F;
   options.n_splits = 2;
   options.runtime = runtime;
   return options;

@@ -9,7 +9,7 @@
 #include <wavekv/index/bounds/exact.hpp>
 
 #include "cuda/bound_checks.hpp"
-#include "support/sampled_bound.hpp"
+#include "support/partial_bounds.hpp"
 
 // verified_bound on the device: the same rounds, the same draws, the same sampled errors as on the CPU; its promise; its end in
 // exact attention.

@@ -65,6 +65,34 @@ TEST_CASE("a haystack has its length, its needles at sentence ends, and repeats 
   CHECK_THROWS_AS(maker.make(100'000, 5000, 1), transformer::model_error);
 }
 
+TEST_CASE("sentences are hidden in their order, at sentence ends") {
+  transformer::tokenizer tokenizer(test::needle_dir);
+  transformer::needle_maker maker(tokenizer, plain_text(),
+                                  transformer::needle_words(test::needle_dir));
+  const std::vector<std::string> sentences = {" A first thing.", " Another one.", " And the last."};
+  for (const std::size_t n_tokens : {100, 5000}) {
+    const auto tokens = maker.hide(n_tokens, sentences, 42);
+    CHECK(tokens.size() == n_tokens);
+    CHECK(tokens.front() == 0);
+    const auto text = tokenizer.decode(tokens);
+    std::size_t last = 0;
+    for (const auto& sentence : sentences) {
+      CHECK(count(text, sentence) == 1);
+      const auto at = text.find(sentence);
+      REQUIRE(at != std::string::npos);
+      CHECK(at > last);
+      CHECK(std::string(".!").find(text[at - 1]) != std::string::npos);
+      last = at;
+    }
+    CHECK(maker.hide(n_tokens, sentences, 42) == tokens);
+    CHECK(maker.hide(n_tokens, sentences, 43) != tokens);
+  }
+  CHECK(maker.hide(200, {}, 1).size() == 200);
+  CHECK_THROWS_WITH_AS((void)maker.hide(10, sentences, 1),
+                       doctest::Contains("3 needles do not fit into 10 tokens"),
+                       transformer::model_error);
+}
+
 TEST_CASE("haystack text: lines that would be needles are left out") {
   const test::temporary_directory directory;
   directory.write("a.md", "one\nthe magic number of two is 3\nfour\n");

@@ -19,6 +19,7 @@
 
 #include "archetypes/clusterers.hpp"
 #include "support/model.hpp"
+#include "support/partial_bounds.hpp"
 #include "support/saved_file.hpp"
 
 // Sequences that go to a file and come back: whole, from the same and from other placements, or not at all.
@@ -75,14 +76,6 @@ sequence_id fill(Cache& cache, std::uint64_t seed, std::size_t n = 300) {
                  tokens_of(queries, 0, n, sizes.n_query_heads, sizes.key_dim));
   }
   return sequence;
-}
-
-wavekv::error_bound<> reads_some() {
-  wavekv::error_bound<> bound;
-  bound.epsilon = 0.01F;
-  bound.free_tokens = 60;
-  bound.max_open = 1.0F;
-  return bound;
 }
 
 /// Answers of every layer, estimated and exact.

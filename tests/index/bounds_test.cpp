@@ -206,7 +206,7 @@ TEST_CASE("error_bound leaves no more error than epsilon to any head, and opens 
         wavekv::error_bound<> bound;
         bound.epsilon = epsilon;
         bound.max_open = bound.max_read = 1.0F;
-        bound.floor_open = bound.floor_read = 0.0F;  // by expected error alone
+        bound.floor_open = bound.floor_read = bound.hidden_share = 0.0F;  // by expected error alone
         const std::vector<zone> zones = plan(bound, data);
         float smallest_opened = HUGE_VALF;
         float largest_kept = 0.0F;
@@ -249,7 +249,7 @@ TEST_CASE("error_bound's caps") {
     for (const std::size_t free_tokens : {0U, 100U, 5000U}) {
       wavekv::error_bound<> bound;
       bound.epsilon = 1e-9F;
-      bound.floor_open = bound.floor_read = 0.0F;  // they come on top of the caps
+      bound.floor_open = bound.floor_read = bound.hidden_share = 0.0F;  // on top of the caps
       bound.max_read = max_read;
       bound.free_tokens = free_tokens;
       const std::vector<zone> zones = plan(bound, clusters);
@@ -275,7 +275,7 @@ TEST_CASE("error_bound's caps") {
   for (const float max_open : {0.0F, 0.1F, 1.0F}) {
     wavekv::error_bound<> bound;
     bound.epsilon = 1e-9F;
-    bound.floor_open = bound.floor_read = 0.0F;  // they come on top of the caps
+    bound.floor_open = bound.floor_read = bound.hidden_share = 0.0F;  // on top of the caps
     bound.max_open = max_open;
     const auto opened = std::ranges::count(plan(bound, nodes), zone::retrieval);
     const auto wanted = static_cast<std::ptrdiff_t>(std::max(1.0F, max_open * 1000.0F));
@@ -292,7 +292,7 @@ TEST_CASE(
         frontier_data::random<wavekv::rank_by_max>(random, level, 1000, 1, key_family::uniform);
     wavekv::error_bound<> bound;
     bound.epsilon = 1e-9F;
-    bound.floor_open = bound.floor_read = 0.0F;
+    bound.floor_open = bound.floor_read = bound.hidden_share = 0.0F;
     bound.max_open = bound.max_read = 0.4F;
     bound.free_tokens = 0;
     const auto allowed = [&](float growth, std::size_t full_tokens) {
@@ -318,6 +318,7 @@ TEST_CASE(
   wavekv::error_bound<> bound;
   bound.epsilon = 1e6F;
   bound.floor_read = 0.04F;
+  bound.hidden_share = 0.0F;
   bound.full_tokens = data.view.n_tokens;
   CHECK(std::ranges::count(plan(bound, data), zone::retrieval) == 64);
   bound.full_tokens = data.view.n_tokens / 16;
@@ -361,7 +362,7 @@ TEST_CASE("rankings") {
   CHECK(wavekv::rank_by_sum::combine(1.0F, 2.0F) == 3.0F);
 }
 
-TEST_CASE("verified_bound: a node that may hide a token is read whatever its rule says") {
+TEST_CASE("error_bound: a node that may hide a token is read whatever is predicted") {
   random_engine random(11);
   std::size_t n_hidden = 0;
   std::size_t n_left = 0;
@@ -369,34 +370,56 @@ TEST_CASE("verified_bound: a node that may hide a token is read whatever its rul
     for (const std::size_t group : {1U, 3U}) {
       const frontier_data data = frontier_data::random<wavekv::rank_by_max>(
           random, level, 1000, group, key_family::uniform);
-      for (const float delta : {0.01F, 0.1F, 0.4F}) {
-        wavekv::verified_bound<> bound;
-        bound.delta = delta;
-        const auto by_rule = plan(bound.rule, data);
-        const auto by_bound = plan(bound, data);
-        // the share of which a token is looked for, by its definition
-        const double share = 0.01 * static_cast<double>(bound.margin) *
-                             static_cast<double>(bound.epsilon) *
-                             std::sqrt(static_cast<double>(delta));
+      wavekv::error_bound<> bound;
+      bound.hidden_share = 0.0F;
+      const auto by_error = plan(bound, data);
+      for (const float share : {1e-5F, 1e-4F, 1e-3F, 0.1F}) {
+        bound.hidden_share = share;
+        const auto planned = plan(bound, data);
         for (std::size_t i = 0; i < data.view.n_nodes; ++i) {
           bool hides = false;
           bool near_the_edge = false;
           for (std::size_t g = 0; g < group; ++g) {
             const double held = std::exp(static_cast<double>(data.view.nearness(g)[i]) -
                                          static_cast<double>(data.log_normalizer[g]));
-            hides = hides || held >= share;
-            near_the_edge = near_the_edge || std::abs(held - share) <= 1e-4 * share;
+            const auto least = static_cast<double>(share);
+            hides = hides || held >= least;
+            near_the_edge = near_the_edge || std::abs(held - least) <= 1e-4 * least;
           }
           if (near_the_edge) continue;
-          CHECK(by_bound[i] == (hides ? zone::retrieval : by_rule[i]));
-          n_hidden += hides && by_rule[i] != zone::retrieval ? 1 : 0;
-          n_left += by_bound[i] == zone::estimation ? 1 : 0;
+          CHECK(planned[i] == (hides ? zone::retrieval : by_error[i]));
+          n_hidden += hides && by_error[i] != zone::retrieval ? 1 : 0;
+          n_left += planned[i] == zone::estimation ? 1 : 0;
         }
       }
     }
   }
   CHECK(n_hidden > 0);  // else the test shows nothing
   CHECK(n_left > 0);
+}
+
+TEST_CASE("verified_bound: what may hide follows from the promise, where its rule asks for less") {
+  wavekv::verified_bound<> bound;
+  for (const float epsilon : {0.01F, 0.1F}) {
+    for (const float delta : {0.01F, 0.1F, 0.4F}) {
+      bound.epsilon = epsilon;
+      bound.delta = delta;
+      const float asked = 0.01F * bound.margin * epsilon * std::sqrt(delta);
+      for (const float own : {0.0F, 1e-7F, 0.5F}) {
+        bound.rule.hidden_share = own;
+        CHECK(bound.planning_rule().hidden_share == doctest::Approx(std::min(asked, own)));
+        CHECK(bound.planning_rule().epsilon == bound.rule.epsilon);
+      }
+    }
+  }
+  random_engine random(12);
+  const frontier_data data =
+      frontier_data::random<wavekv::rank_by_max>(random, 0, 1000, 2, key_family::uniform);
+  wavekv::verified_bound<> strict;
+  strict.delta = 0.01F;
+  const auto planned = plan(strict, data);
+  CHECK(planned == plan(strict.planning_rule(), data));
+  CHECK(planned != plan(strict.rule, data));  // else the test shows nothing
 }
 
 TEST_CASE("verified_bound: more confidence asks for more deviations; rounds tighten") {

@@ -44,7 +44,9 @@ step "compare" "$python" tests/reference/compare.py tests/data/models "$work/mod
 step "tokenizers" "$python" tests/reference/make_tokenizers.py --out "$work/tokenizers"
 step "compare" "$python" tests/reference/compare.py tests/data/tokenizers "$work/tokenizers"
 step "golden.json" "$python" tests/reference/check_needle.py
-step "training, smoke run" "$python" examples/models/train_needle.py --smoke --out "$work/smoke"
+step "training, smoke run" "$python" examples/models/train_needle.py --smoke --out "$work/numbers"
+step "training goes on, smoke run" "$python" examples/models/train_needle.py --smoke --init "$work/numbers" --questions all \
+  --out "$work/smoke"
 if [[ -x $generate ]]; then
   step "wavekv_generate reads the trained model" "$generate" --model "$work/smoke" --prompt "The magic number of" --max-tokens 8
 fi

@@ -74,6 +74,7 @@ inline wavekv::error_bound<> without_caps(float epsilon) {
   wavekv::error_bound<> bound;
   bound.epsilon = epsilon;
   bound.max_open = bound.max_read = 1.0F;
+  bound.hidden_share = 0.0F;  // in so few tokens, all could hide
   return bound;
 }
 

@@ -19,7 +19,7 @@
 
 #include "archetypes/executors.hpp"
 #include "support/model.hpp"
-#include "support/sampled_bound.hpp"
+#include "support/partial_bounds.hpp"
 #include "support/scratch_folder.hpp"
 
 /// @file tiered_cache.hpp
@@ -67,19 +67,6 @@ typename cache_of<Buffer>::options_type small_options(
 }
 
 // Bounds that do read some clusters, estimate others, and ask again.
-inline wavekv::error_bound<> reads_some() {
-  wavekv::error_bound<> bound;
-  bound.epsilon = 0.01F;
-  bound.free_tokens = 60;
-  bound.max_open = 1.0F;
-  return bound;
-}
-inline sampled_bound verifies() {
-  sampled_bound bound;
-  bound.samples = 16;
-  bound.rule = reads_some();
-  return bound;
-}
 inline constexpr wavekv::fixed_budget some_budget{0.2F, 0.5F};
 
 struct token_rows {

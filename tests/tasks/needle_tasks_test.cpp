@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Needle tasks: lengths, seeds, what is asked stands in the text once, near misses are near and no hits.
 #include <algorithm>
+#include <map>
+#include <regex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include <doctest/doctest.h>
 
@@ -145,6 +148,110 @@ TEST_CASE("a growing context: new facts and old ones, each asked once, in the le
   CHECK_THROWS_AS((void)task->make(1024, 0, 1), transformer::model_error);
 }
 
+namespace {
+
+/// The words of "<front><word> is <value>." in a text, with their values; each word has one.
+std::map<std::string, std::string> told(const std::string& text, const std::string& front) {
+  const std::regex sentence(front + "([a-z]+) is ([a-z]+|[0-9]{5})\\.");
+  std::map<std::string, std::string> values;
+  for (std::sregex_iterator found(text.begin(), text.end(), sentence), end; found != end; ++found)
+    CHECK(values.emplace((*found)[1], (*found)[2]).second);
+  return values;
+}
+
+/// The longest prompt has the length that was asked for, and the same one comes again.
+void check_length(task& of, const prompt& made, std::size_t n_tokens) {
+  REQUIRE(made.turns.size() == 1);
+  REQUIRE(made.turns[0].questions.size() == of.n_questions());
+  std::size_t longest = 0;
+  for (const question& asked : made.turns[0].questions)
+    longest =
+        std::max(longest, made.turns[0].text.size() + asked.tokens.size() + asked.max_new_tokens);
+  CHECK(longest == n_tokens);
+  CHECK(is_equal(made, of.make(n_tokens, 3, 7)));
+  CHECK_FALSE(is_equal(made, of.make(n_tokens, 4, 7)));
+  CHECK_FALSE(is_equal(made, of.make(n_tokens, 3, 8)));
+}
+
+}  // namespace
+
+TEST_CASE(
+    "lists: every place of a list stands in the text once, in its order, and no further one") {
+  const material of;
+  const auto task = number_lists(of.made);
+  for (const std::size_t n_tokens : {2048, 4096}) {
+    const prompt made = task->make(n_tokens, 3, 7);
+    check_length(*task, made, n_tokens);
+    const std::string text = of.tokenizer.decode(made.turns[0].text);
+    std::vector<std::map<std::string, std::string>> places;
+    for (const char* place : {"first", "second", "third", "fourth", "fifth"})
+      places.push_back(told(text, std::string(" The ") + place + " magic number of "));
+    CHECK(places[0].size() == task->n_questions());
+    CHECK(places[4].empty());
+    std::set<std::size_t> sizes;
+    for (const question& asked : made.turns[0].questions) {
+      const std::string asking = of.tokenizer.decode(asked.tokens);
+      const std::string front = "what are the magic numbers of ";
+      const auto at = asking.find(front) + front.size();
+      const std::string word = asking.substr(at, asking.find('?') - at);
+      CHECK(asking.ends_with("? Answer: the first magic number of " + word + " is"));
+      std::vector<std::string> numbers;
+      std::size_t last = 0;
+      for (const auto& place : places) {
+        const auto found = place.find(word);
+        if (found == place.end()) break;
+        numbers.push_back(found->second);
+        const auto here = text.find(" magic number of " + word + " is " + found->second + ".");
+        CHECK(here > last);
+        last = here;
+      }
+      CHECK(numbers == asked.expected);
+      CHECK(std::set<std::string>(numbers.begin(), numbers.end()).size() == numbers.size());
+      sizes.insert(numbers.size());
+      // A score for each number; the whole answer fits.
+      CHECK(asked.how == scoring::recall);
+      CHECK(score_answer(asked, " " + numbers[0]) ==
+            doctest::Approx(1.0 / static_cast<double>(numbers.size())));
+      CHECK(asked.max_new_tokens > 6 * numbers.size());
+    }
+    CHECK(*sizes.begin() >= 2);
+    CHECK(*sizes.rbegin() <= 4);
+  }
+  CHECK_THROWS_AS((void)task->make(256, 0, 1), transformer::model_error);
+}
+
+TEST_CASE("traces: the words that a question's word leads to end in its number") {
+  material of;
+  const auto task = traced_words(of.made);
+  for (const std::size_t n_tokens : {2048, 4096}) {
+    const prompt made = task->make(n_tokens, 3, 7);
+    check_length(*task, made, n_tokens);
+    const auto links = told(of.tokenizer.decode(made.turns[0].text), " The magic number of ");
+    std::set<std::string> ends;
+    std::size_t n_links = 0;
+    for (const question& asked : made.turns[0].questions) {
+      std::string word = word_of(of.tokenizer.decode(asked.tokens));
+      std::string answer;
+      for (std::size_t n = 0; links.contains(word); ++n) {
+        REQUIRE(n < 3);
+        word = links.at(word);
+        answer += " " + word + " is";
+        ++n_links;
+      }
+      REQUIRE(asked.expected.size() == 1);
+      CHECK(word == asked.expected[0]);
+      CHECK(ends.insert(word).second);
+      answer = answer.substr(0, answer.size() - 3) + ".";
+      CHECK(asked.max_new_tokens == of.tokenizer.encode(answer).size());
+      CHECK(score_answer(asked, answer) == 1.0);
+      CHECK(score_answer(asked, " other is 00000.") == 0.0);
+    }
+    CHECK(n_links == 25);  // by turns two sentences and three
+    CHECK(links.size() == 25);
+  }
+  CHECK_THROWS_AS((void)task->make(256, 0, 1), transformer::model_error);
+}
+
 TEST_CASE("needle tasks say what they lack") {
   material of;
   needle_material few{of.tokenizer, of.maker, {"river", "harbour"}};
@@ -152,4 +259,6 @@ TEST_CASE("needle tasks say what they lack") {
                        "words for needles: 20 needed, but there are only 2",
                        transformer::model_error);
   CHECK_THROWS_AS((void)near_miss_needles(few)->make(4096, 0, 1), transformer::model_error);
+  CHECK_THROWS_AS((void)number_lists(few)->make(4096, 0, 1), transformer::model_error);
+  CHECK_THROWS_AS((void)traced_words(few)->make(4096, 0, 1), transformer::model_error);
 }

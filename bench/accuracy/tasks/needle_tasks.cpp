@@ -2,6 +2,7 @@
 #include "accuracy/tasks/needle_tasks.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -159,6 +160,134 @@ class growing_task final : public haystack_task {
   }
 };
 
+std::string random_number(std::mt19937_64& random) {
+  return std::to_string(10'000 + (random() >> 11U) % 90'000);
+}
+
+/// Questions about what several sentences of a text say.
+class sentences_task : public task {
+ public:
+  sentences_task(std::string name, needle_material material)
+      : task(std::move(name)), material_(std::move(material)) {}
+
+  [[nodiscard]] prompt make(std::size_t n_tokens, std::size_t i, std::uint64_t seed) override {
+    std::mt19937_64 random(prompt_seed(name(), n_tokens, i, seed));
+    std::vector<std::string> sentences;
+    turn only;
+    write(random, sentences, only.questions);
+    std::size_t n_asked = 0;
+    for (const question& asked : only.questions)
+      n_asked = std::max(n_asked, asked.tokens.size() + asked.max_new_tokens);
+    if (n_asked >= n_tokens)
+      throw transformer::model_error(name() + ": a question does not fit into " +
+                                     std::to_string(n_tokens) + " tokens");
+    only.text = material_.maker.hide(n_tokens - n_asked, sentences, random());
+    prompt made;
+    made.turns.push_back(std::move(only));
+    return made;
+  }
+
+ protected:
+  /// The sentences in their order, and what is asked about them.
+  virtual void write(std::mt19937_64& random, std::vector<std::string>& sentences,
+                     std::vector<question>& questions) const = 0;
+
+  [[nodiscard]] std::vector<std::string> words(std::size_t n, std::mt19937_64& random) const {
+    return draw(material_.words, n, random, "words for needles");
+  }
+  [[nodiscard]] question ask(const std::string& text, std::vector<std::string> expected,
+                             const std::string& longest_answer) const {
+    return {material_.tokenizer.encode(text), std::move(expected),
+            material_.tokenizer.encode(longest_answer).size(), scoring::recall};
+  }
+
+ private:
+  needle_material material_;
+};
+
+class list_task final : public sentences_task {
+ public:
+  static constexpr std::size_t n_lists = 10;
+  static constexpr std::array<const char*, 5> places = {"first", "second", "third", "fourth",
+                                                        "fifth"};
+
+  explicit list_task(const needle_material& material) : sentences_task("list", material) {}
+
+  [[nodiscard]] std::size_t n_questions() const override { return n_lists; }
+
+ protected:
+  void write(std::mt19937_64& random, std::vector<std::string>& sentences,
+             std::vector<question>& questions) const override {
+    std::vector<std::pair<std::string, std::vector<std::string>>> lists;
+    std::vector<std::size_t> turns;  // the list of which each sentence tells the next number
+    for (const std::string& word : words(n_lists, random)) {
+      auto& list = lists.emplace_back(word, std::vector<std::string>());
+      const std::size_t n = 2 + (random() >> 11U) % 3;
+      while (list.second.size() < n) {
+        const std::string number = random_number(random);
+        if (std::ranges::find(list.second, number) == list.second.end())
+          list.second.push_back(number);
+      }
+      turns.insert(turns.end(), n, lists.size() - 1);
+    }
+    std::vector<std::size_t> n_told(n_lists, 0);
+    for (const std::size_t i : draw(turns, turns.size(), random, "turns")) {
+      const auto& [word, numbers] = lists[i];
+      const std::size_t place = n_told[i]++;
+      sentences.push_back(" The " + nth_of(place, word) + " " + numbers[place] + ".");
+    }
+    for (const auto& [word, numbers] : lists) {
+      std::string answer;
+      for (std::size_t place = 0; place < numbers.size(); ++place)
+        answer += " " + numbers[place] + ", the " + nth_of(place + 1, word);
+      questions.push_back(ask("\nQuestion: what are the magic numbers of " + word +
+                                  "? Answer: the " + nth_of(0, word),
+                              numbers, answer + " none."));
+    }
+  }
+
+ private:
+  static std::string nth_of(std::size_t place, const std::string& word) {
+    return std::string(places.at(place)) + " magic number of " + word + " is";
+  }
+};
+
+class trace_task final : public sentences_task {
+ public:
+  static constexpr std::size_t n_traces = 10;
+
+  explicit trace_task(const needle_material& material) : sentences_task("trace", material) {}
+
+  [[nodiscard]] std::size_t n_questions() const override { return n_traces; }
+
+ protected:
+  void write(std::mt19937_64& random, std::vector<std::string>& sentences,
+             std::vector<question>& questions) const override {
+    std::vector<std::string> left = words(n_traces * 5 / 2, random);
+    for (std::size_t i = 0; i < n_traces; ++i) {
+      std::string asked = left.back();
+      left.pop_back();
+      std::string word = asked;
+      std::string answer;
+      for (std::size_t hop = 0; hop < 1 + i % 2; ++hop) {
+        sentences.push_back(of(word) + " " + left.back() + ".");
+        word = left.back();
+        left.pop_back();
+        answer += " " + word + " is";
+      }
+      const std::string number = random_number(random);
+      sentences.push_back(of(word) + " " + number + ".");
+      questions.push_back(ask("\nQuestion: what is the magic number of " + asked +
+                                  "? Answer: the magic number of " + asked + " is",
+                              {number}, answer + " " + number + "."));
+    }
+    sentences = draw(sentences, sentences.size(), random, "sentences");
+  }
+
+ private:
+  static std::string of(const std::string& word) { return " The magic number of " + word + " is"; }
+};
+
 }  // namespace
 
 bool is_near_miss(const spelling& a, const spelling& b) noexcept {
@@ -201,6 +330,12 @@ std::unique_ptr<task> many_needles(const needle_material& material) {
 }
 std::unique_ptr<task> near_miss_needles(const needle_material& material) {
   return std::make_unique<near_miss_task>(material);
+}
+std::unique_ptr<task> number_lists(const needle_material& material) {
+  return std::make_unique<list_task>(material);
+}
+std::unique_ptr<task> traced_words(const needle_material& material) {
+  return std::make_unique<trace_task>(material);
 }
 std::unique_ptr<task> growing_context(const needle_material& material) {
   return std::make_unique<growing_task>(material);

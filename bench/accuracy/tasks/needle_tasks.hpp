@@ -56,4 +56,12 @@ std::unique_ptr<task> near_miss_needles(const needle_material& material);
 /// earlier turn. Questions and answers stay in the context.
 std::unique_ptr<task> growing_context(const needle_material& material);
 
+/// @brief Ten words of which a text says two to four numbers, one sentence each ("The second magic number of <word> is
+/// <number>."): every list is asked for. The score is the part of its numbers that came.
+std::unique_ptr<task> number_lists(const needle_material& material);
+
+/// @brief Ten words whose number is that of another word ("The magic number of <word> is <word>."), and of five of these that
+/// of a third; two or three sentences have to be found to answer, and are told on the way.
+std::unique_ptr<task> traced_words(const needle_material& material);
+
 }  // namespace wavekv_bench

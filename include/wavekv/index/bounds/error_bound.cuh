@@ -153,21 +153,32 @@ WAVEKV_DEVICE void plan_on_device(Block& b, const error_bound<Ranking>& bound,
       }
     }
   }
-  if (budgets.n_nearest == 0) {
-    return;
+  // From here on, what a column's thread does to its zone it does in order: there is no meeting between.
+  if (budgets.n_nearest > 0) {
+    for_nearest_of_heads(b, nodes, budgets.n_nearest, memory, [&](unsigned first, unsigned n) {
+      for (unsigned i = b.thread(); i < nodes.n_columns; i += b.n_threads()) {
+        for (unsigned row = 0; nodes.is_node(i) && row < n; ++row) {
+          const float nearness = nodes.nearnesses[std::size_t{first + row} * nodes.stride + i];
+          if (selected(memory, row).holds(nearness, i)) {
+            zones[i] = zone::retrieval;
+            break;
+          }
+        }
+      }
+    });
   }
-  // What a column's thread does to its zone it does in order: there is no meeting between.
-  for_nearest_of_heads(b, nodes, budgets.n_nearest, memory, [&](unsigned first, unsigned n) {
+  if (bound.hidden_share > 0.0F) {
+    const float log_share = std::log(bound.hidden_share);
     for (unsigned i = b.thread(); i < nodes.n_columns; i += b.n_threads()) {
-      for (unsigned row = 0; nodes.is_node(i) && row < n; ++row) {
-        const float nearness = nodes.nearnesses[std::size_t{first + row} * nodes.stride + i];
-        if (selected(memory, row).holds(nearness, i)) {
+      for (unsigned g = 0; nodes.is_node(i) && g < nodes.group_size; ++g) {
+        const float nearness = nodes.nearnesses[std::size_t{g} * nodes.stride + i];
+        if (nearness >= nodes.log_normalizers[g] + log_share) {
           zones[i] = zone::retrieval;
           break;
         }
       }
     }
-  });
+  }
 }
 
 }  // namespace wavekv::device

@@ -44,6 +44,11 @@ struct error_bound {
   /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
   float floor_read = 0.01F;
 
+  /// @brief Nodes of whose tokens the nearest is expected to hold this share of some query head's softmax are opened or
+  /// read as well, whatever is predicted and on top of the caps, 0 to 1; 0: none. A single token that is nothing like
+  /// its cluster hardly moves the cluster's expected error.
+  float hidden_share = 0.002F;
+
   /// @brief Index tokens, at least 1, up to which the four fractions hold. On longer ones what they allow grows as the
   /// tokens to the power of `growth` only: estimates get no worse with the context as they get more, so that a step
   /// need not grow with it.
@@ -78,6 +83,10 @@ struct error_bound {
                                          " and growth is ", growth,
                                          "; allowed: 1 or more, and 0 to 1"));
     }
+    if (!(hidden_share >= 0.0F && hidden_share <= 1.0F)) {
+      throw config_error(
+          detail::message("error_bound: hidden_share is ", hidden_share, "; allowed: 0 to 1"));
+    }
   }
 
   /// @brief Whether a plan with this predicted error reached the target; if not, a cap was met.
@@ -93,6 +102,7 @@ struct error_bound {
     const std::size_t n_each =
         n_floor > 0.0F ? std::max<std::size_t>(4, static_cast<std::size_t>(n_floor)) : 0;
     detail::for_nearest_by_turns(nodes, n_each, [&](std::size_t i) { zones[i] = zone::retrieval; });
+    take_what_hides(nodes, zones);
   }
 
  private:
@@ -116,6 +126,19 @@ struct error_bound {
     for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
       if (ranked[i] < enough) {
         zones[i] = zone::estimation;
+      }
+    }
+  }
+
+  void take_what_hides(const frontier& nodes, std::span<zone> zones) const noexcept {
+    if (!(hidden_share > 0.0F)) {
+      return;
+    }
+    for (std::size_t g = 0; g < nodes.group_size; ++g) {
+      const float least = nodes.log_normalizer()[g] + std::log(hidden_share);
+      const std::span<const float> nearness = nodes.nearness(g);
+      for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
+        zones[i] = nearness[i] >= least ? zone::retrieval : zones[i];
       }
     }
   }

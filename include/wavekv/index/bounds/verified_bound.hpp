@@ -23,9 +23,9 @@ namespace wavekv {
 /// distribution asks for delta (see error_sampler).
 ///
 /// What a sample finds last is one token that is nothing like the others of its cluster: nearly all draws go elsewhere.
-/// So every node is read, or opened, of whose tokens the nearest is expected to hold hidden_share() or more of some head's
-/// softmax. Measured on the example model's keys: without it one in five of all pairs of head and ε missed δ = 1 %; and what is read for it spares
-/// rounds, ε = 1 % takes a third fewer bytes (bench/README.md, "Rules side by side").
+/// So plans have a hidden_share that follows from epsilon and delta (planning_rule). Measured on the example model's keys:
+/// without it one in five of all pairs of head and ε missed δ = 1 %; and what is read for it spares rounds, ε = 1 % takes
+/// a third fewer bytes (bench/README.md, "Rules side by side").
 /// Models verifying_bound.
 /// @tparam Ranking  as in error_bound
 template <class Ranking = rank_by_max>
@@ -75,23 +75,16 @@ struct verified_bound {
   }
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
-    rule.plan(nodes, zones);
-    const float log_share = std::log(hidden_share());
-    for (std::size_t g = 0; g < nodes.group_size; ++g) {
-      const float least = nodes.log_normalizer()[g] + log_share;
-      const std::span<const float> nearness = nodes.nearness(g);
-      for (std::size_t i = 0; i < nodes.n_nodes; ++i) {
-        if (nearness[i] >= least) {
-          zones[i] = zone::retrieval;
-        }
-      }
-    }
+    planning_rule().plan(nodes, zones);
   }
 
-  /// @brief The part of a head's softmax that no token may be expected to hold in a node that is not read: margin · epsilon ·
+  /// @brief `rule` with the hidden_share that the promise asks for, where rule's own is larger: margin · epsilon ·
   /// √delta / 100. Tokens that mattered were up to e⁷ times as heavy as the nearest that their clusters let expect.
-  [[nodiscard]] WAVEKV_HOST_DEVICE float hidden_share() const noexcept {
-    return 0.01F * margin * epsilon * std::sqrt(delta);
+  [[nodiscard]] WAVEKV_HOST_DEVICE error_bound<Ranking> planning_rule() const noexcept {
+    error_bound<Ranking> planning = rule;
+    const float asked = 0.01F * margin * epsilon * std::sqrt(delta);
+    planning.hidden_share = asked < rule.hidden_share ? asked : rule.hidden_share;
+    return planning;
   }
 
   [[nodiscard]] std::size_t n_samples() const noexcept { return samples; }
