@@ -15,10 +15,12 @@ import argparse
 import collections
 import contextlib
 import io
-import json
 import math
 import pathlib
 import sys
+import tempfile
+
+from json_lines import read_rows
 
 DEFAULT = "error_bound"
 ORACLES = ("oracle_top_k", "oracle_top_p")
@@ -28,17 +30,6 @@ TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the default bound's step
 MUST = {"bytes": 0.9, "time": 0.8, "prediction": 0.9}
 
 Curve = collections.namedtuple("Curve", "cost error")  # both ascend in cost
-
-
-def read_rows(path):
-    """The points on record; a line that was cut short is not one."""
-    rows = []
-    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def promises_of(rows):
@@ -296,6 +287,11 @@ def self_test():
         assert not print_promise([kept])
         assert print_prediction([row(DEFAULT, 0.1, 0.1) | {"predicted_well": 0.95, "budget": 1}])
         assert not print_prediction([row(DEFAULT, 0.1, 0.1) | {"predicted_well": 0.85, "budget": 1}])
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "sweep.jsonl"
+        file.write_text('{"rule": "a", "n": 1}\n{"rule": "b", "n": 2}\n{"rule": "a", "n": 3}\n{"rule": "c", "n"\n4\n')
+        assert [row["n"] for row in read_rows(file)] == [1, 2, 3]
+        assert [row["n"] for row in read_rows(file, key=("rule",))] == [3, 2]
     print("report.py: self-test passed")
 
 
@@ -311,7 +307,7 @@ def main():
         return 0
     if options.sweep is None:
         parser.error("names no sweep")
-    rows = read_rows(options.sweep)
+    rows = read_rows(options.sweep, key=("data", "tokens", "rule", "budget"))  # a rule that was cut short was measured again
     if not rows:
         print(f"{options.sweep}: no points", file=sys.stderr)
         return 2

@@ -16,28 +16,15 @@ import argparse
 import collections
 import contextlib
 import io
-import json
-import pathlib
 import random
 import sys
+
+from json_lines import read_rows
 
 FULL = "full"
 N_DRAWS = 2000
 
 Drop = collections.namedtuple("Drop", "mean low high")
-
-
-def read_rows(path):
-    """The objects on record; a line that was cut short is not one."""
-    rows = []
-    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def plans_of(rows):
