@@ -89,6 +89,7 @@ elif ((check)); then
   ask --lengths 4096 --cases 40
 else
   ask --tasks many,near_miss --lengths 4096,16384,32768
+  ask --tasks list,trace --lengths 4096,16384
   ask --tasks growing --lengths 4096,16384 # read once a rule
   ask --tasks single --lengths 4096        # read once a question
 fi
