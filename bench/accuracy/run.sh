@@ -77,6 +77,10 @@ ask() { # ask ARGUMENTS: of wavekv_tasks
   "$build/bin/wavekv_tasks" "$@" "${options[@]}" --out "$out/tasks.jsonl"
 }
 
+trace() { # trace ARGUMENTS: of wavekv_tasks; lists and traces are asked of the model that was taught them
+  "$build/bin/wavekv_tasks" --model examples/models/needle_trace --tasks list,trace "$@" "${options[@]}" --out "$out/traces.jsonl"
+}
+
 if ((!tasks_alone)); then
   if ((check)); then sweep "${lengths:-8192,32768}"; else sweep "${lengths:-8192,32768,131072}"; fi
 fi
@@ -87,11 +91,15 @@ if ((tasks_alone)); then
   ask --lengths "${lengths:-4096,16384}"
 elif ((check)); then
   ask --lengths 4096 --cases 40
+  trace --lengths 4096 --cases 20
 else
   ask --tasks many,near_miss --lengths 4096,16384,32768
-  ask --tasks list,trace --lengths 4096,16384
   ask --tasks growing --lengths 4096,16384 # read once a rule
   ask --tasks single --lengths 4096        # read once a question
+  trace --lengths 4096,16384
 fi
 python3 -B bench/accuracy/task_report.py "$out/tasks.jsonl" | tee "$out/tasks.md" || status=1
+if ((!tasks_alone)); then
+  python3 -B bench/accuracy/task_report.py "$out/traces.jsonl" | tee -a "$out/tasks.md" || status=1
+fi
 exit $status

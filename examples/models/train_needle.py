@@ -12,8 +12,8 @@ everything, so what they learn at 4,096 tokens works at 131,072.
   python3 train_needle.py --text novel1.txt novel2.txt --out my_needle --init numbers --questions all
   python3 train_needle.py --smoke --out /tmp/smoke                          # under a minute: does the program work?
 
-Needs torch, tokenizers, safetensors and numpy; the check at the end also transformers. README.md in needle/ tells what made the
-published weights and what is known about a run with these settings.
+Needs torch, tokenizers, safetensors and numpy; the check at the end also transformers. README.md in needle/ and needle_trace/ tell
+what made the published weights and what is known about runs with these settings.
 """
 import argparse
 import json

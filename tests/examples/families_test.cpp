@@ -71,25 +71,28 @@ TEST_CASE("every family's logits equal the reference's") {
   }
 }
 
-TEST_CASE("the shipped model's logits and answers equal the reference's") {
-  transformer::model model(test::needle_dir);
-  transformer::tokenizer tokenizer(test::needle_dir);
-  const auto golden = transformer::read_json(test::data_dir / "needle/golden.json");
-  for (const auto& prompt : golden["prompts"]) {
-    const auto ids = prompt["ids"].get<std::vector<token_id>>();
-    auto encoded = tokenizer.prefix();
-    for (const token_id id : tokenizer.encode(prompt["prompt"].get<std::string>()))
-      encoded.push_back(id);
-    CHECK(encoded == ids);
+TEST_CASE("the shipped models' logits and answers equal the reference's") {
+  for (const std::string& name : test::shipped_models) {
+    CAPTURE(name);
+    transformer::model model(test::models_dir / name);
+    transformer::tokenizer tokenizer(test::models_dir / name);
+    const auto golden = transformer::read_json(test::data_dir / name / "golden.json");
+    for (const auto& prompt : golden["prompts"]) {
+      const auto ids = prompt["ids"].get<std::vector<token_id>>();
+      auto encoded = tokenizer.prefix();
+      for (const token_id id : tokenizer.encode(prompt["prompt"].get<std::string>()))
+        encoded.push_back(id);
+      CHECK(encoded == ids);
 
-    auto session = test::start_dense(model);
-    const auto logits = test::read_prompt(model, session, ids, 512);
-    const auto top = prompt["last_logits_top20_ids"].get<std::vector<std::size_t>>();
-    const auto values = prompt["last_logits_top20"].get<std::vector<float>>();
-    for (std::size_t i = 0; i < top.size(); ++i)
-      CHECK(std::abs(logits[top[i]] - values[i]) <= tolerance);
-    check_greedy(model, prompt);
-    CHECK(tokenizer.decode(prompt["greedy_ids"].get<std::vector<token_id>>()) ==
-          prompt["greedy_text"].get<std::string>());
+      auto session = test::start_dense(model);
+      const auto logits = test::read_prompt(model, session, ids, 512);
+      const auto top = prompt["last_logits_top20_ids"].get<std::vector<std::size_t>>();
+      const auto values = prompt["last_logits_top20"].get<std::vector<float>>();
+      for (std::size_t i = 0; i < top.size(); ++i)
+        CHECK(std::abs(logits[top[i]] - values[i]) <= tolerance);
+      check_greedy(model, prompt);
+      CHECK(tokenizer.decode(prompt["greedy_ids"].get<std::vector<token_id>>()) ==
+            prompt["greedy_text"].get<std::string>());
+    }
   }
 }

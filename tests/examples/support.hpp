@@ -17,8 +17,11 @@
 namespace test {
 
 inline const std::filesystem::path data_dir = WAVEKV_TEST_DATA_DIR;
-inline const std::filesystem::path needle_dir =
-    std::filesystem::path(WAVEKV_SOURCE_DIR) / "examples/models/needle";
+inline const std::filesystem::path models_dir =
+    std::filesystem::path(WAVEKV_SOURCE_DIR) / "examples/models";
+inline const std::filesystem::path needle_dir = models_dir / "needle";
+/// The shipped models, each with data_dir / name / golden.json.
+inline const std::vector<std::string> shipped_models = {"needle", "needle_trace"};
 
 /// Full attention without a cache of any kind: a window that no sequence outgrows. The model's own
 /// oracle.

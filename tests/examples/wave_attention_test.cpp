@@ -64,25 +64,28 @@ TEST_CASE("through a cache in bf16 they stay within what rounding the keys and v
   }
 }
 
-TEST_CASE("the shipped model answers its golden prompts by every bound that keeps the far past") {
-  transformer::model model(test::needle_dir);
-  const auto golden = transformer::read_json(test::data_dir / "needle/golden.json");
+TEST_CASE("the shipped models answer their golden prompts by every bound that keeps the far past") {
   const std::vector<transformer::any_bound> bounds = {
       wavekv::exact{}, wavekv::fixed_budget{}, wavekv::error_bound<>{}, wavekv::verified_bound<>{}};
-  for (const auto& prompt : golden["prompts"]) {
-    const auto ids = prompt["ids"].get<std::vector<token_id>>();
-    const auto expected = prompt["greedy_ids"].get<std::vector<token_id>>();
-    cache_type cache(transformer::cache_geometry(model.config(), model.n_full_layers()));
-    auto read = model.start(std::make_unique<wave_attention<cache_type>>(cache, wavekv::exact{}));
-    transformer::read_prompt(model, read, ids, 50);
-    for (const auto& bound : bounds) {
-      const auto& parent = static_cast<const wave_attention<cache_type>&>(*read.attention);
-      auto session = read.fork(std::make_unique<wave_attention<cache_type>>(parent, bound));
-      const auto found = transformer::generate(model, session, ids.back(), transformer::sampler({}),
-                                               {expected.size(), true});
-      CAPTURE(bound.index());
-      CHECK(std::equal(found.tokens.begin(), found.tokens.begin() + 5, expected.begin()));
-      if (bound.index() == 0) CHECK(found.tokens == expected);
+  for (const std::string& name : test::shipped_models) {
+    CAPTURE(name);
+    transformer::model model(test::models_dir / name);
+    const auto golden = transformer::read_json(test::data_dir / name / "golden.json");
+    for (const auto& prompt : golden["prompts"]) {
+      const auto ids = prompt["ids"].get<std::vector<token_id>>();
+      const auto expected = prompt["greedy_ids"].get<std::vector<token_id>>();
+      cache_type cache(transformer::cache_geometry(model.config(), model.n_full_layers()));
+      auto read = model.start(std::make_unique<wave_attention<cache_type>>(cache, wavekv::exact{}));
+      transformer::read_prompt(model, read, ids, 50);
+      for (const auto& bound : bounds) {
+        const auto& parent = static_cast<const wave_attention<cache_type>&>(*read.attention);
+        auto session = read.fork(std::make_unique<wave_attention<cache_type>>(parent, bound));
+        const auto found = transformer::generate(model, session, ids.back(),
+                                                 transformer::sampler({}), {expected.size(), true});
+        CAPTURE(bound.index());
+        CHECK(std::equal(found.tokens.begin(), found.tokens.begin() + 5, expected.begin()));
+        if (bound.index() == 0) CHECK(found.tokens == expected);
+      }
     }
   }
 }

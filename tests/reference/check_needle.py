@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""Compare tests/data/needle/golden.json with transformers on a model directory; print the largest difference of a logit.
+"""Compare tests/data/<model>/golden.json of the shipped models with transformers; print the largest difference of a logit.
 
 Checks the ids of each prompt, the top 20 logits of its last position, the mean logit and the greedy tokens. Exits with 1
 when ids or greedy tokens differ or a logit is off by more than --tolerance. --make writes the file anew: the same prompts, as
@@ -50,22 +50,15 @@ def make(model, tokenizer, prompts):
                      "BOS = 0; logits of the last position", prompts=made)
 
 
-@torch.no_grad()
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "models" / "needle")
-    parser.add_argument("--golden", type=Path, default=ROOT / "tests" / "data" / "needle" / "golden.json")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest difference of a logit (default: 1e-3)")
-    parser.add_argument("--make", action="store_true", help="write the golden file for the model as it is now")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation="eager").eval()
-    prompts = json.loads(args.golden.read_text(encoding="utf-8"))["prompts"]
-    if args.make:
-        args.golden.write_text(json.dumps(make(model, tokenizer, prompts), indent=1) + "\n", encoding="utf-8")
-        return
+def check(name, tolerance, make_anew):
+    """Whether a model answers as its golden file says."""
+    directory, golden_file = ROOT / "examples" / "models" / name, ROOT / "tests" / "data" / name / "golden.json"
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    prompts = json.loads(golden_file.read_text(encoding="utf-8"))["prompts"]
+    if make_anew:
+        golden_file.write_text(json.dumps(make(model, tokenizer, prompts), indent=1) + "\n", encoding="utf-8")
+        return True
     worst, failures = 0.0, 0
     for i, golden in enumerate(prompts):
         ids = golden["ids"]
@@ -76,10 +69,22 @@ def main():
         same_tokens = greedy(model, ids, len(golden["greedy_ids"])) == golden["greedy_ids"]
         worst = max(worst, delta)
         failures += not (same_ids and same_tokens)
-        print(f"prompt {i}: {len(ids):5} tokens, ids {'equal' if same_ids else 'DIFFER'}, "
+        print(f"{name}, prompt {i}: {len(ids):5} tokens, ids {'equal' if same_ids else 'DIFFER'}, "
               f"greedy {'equal' if same_tokens else 'DIFFERS'} ({golden['greedy_text']!r}), max |delta logit| {delta:.2e}")
-    print(f"max |delta logit| {worst:.2e}")
-    sys.exit(1 if failures or worst > args.tolerance else 0)
+    print(f"{name}: max |delta logit| {worst:.2e}")
+    return not failures and worst <= tolerance
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["needle", "needle_trace"], help="of examples/models (default: all)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest difference of a logit (default: 1e-3)")
+    parser.add_argument("--make", action="store_true", help="write the golden files for the models as they are now")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    sys.exit(0 if all([check(name, args.tolerance, args.make) for name in args.models]) else 1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #
 # bash tests/reference/run.sh: checks everything that needs Python. Makes the stored reference data again and compares it,
-# compares golden.json with transformers, and trains a tiny model with examples/models/train_needle.py.
+# compares the shipped models' golden.json with transformers, and trains a tiny model with examples/models/train_needle.py.
 #
 # Makes a virtual environment with requirements.txt in build/reference-venv (WAVEKV_VENV names another folder): a CPU build of
 # torch where its index can be reached, else the one from PyPI with its CUDA libraries (2.9 GB to download).
