@@ -170,17 +170,17 @@ def print_promise(rows):
 
 def print_prediction(rows):
     """Whether the default bound's predicted error is within a factor of 2 of the observed one where it must."""
-    of_default = [row for row in rows if row["rule"] == DEFAULT and "predicted_well" in row]
+    of_default = [row for row in rows if row["rule"] == DEFAULT and row.get("n_erring", 0) > 0]
     if not of_default:
         return True
-    share = sum(row["predicted_well"] for row in of_default) / len(of_default)
+    share = sum(row["n_predicted"] for row in of_default) / sum(row["n_erring"] for row in of_default)
     holds = share >= MUST["prediction"]
     print(
         f"\n{DEFAULT} predicts the worst head's error within a factor of 2 in {100 * share:.1f} % of the steps that err "
         f"(must: {100 * MUST['prediction']:.0f} %): {'holds' if holds else 'DOES NOT HOLD'}"
     )
     for row in of_default:
-        print(f"- {row['data']}, {row['tokens']} tokens, budget {row['budget']:g}: {100 * row['predicted_well']:.0f} %")
+        print(f"- {row['data']}, {row['tokens']} tokens, budget {row['budget']:g}: {100 * row['n_predicted'] / row['n_erring']:.0f} % of {row['n_erring']}")
     return holds
 
 
@@ -285,8 +285,10 @@ def self_test():
         assert print_promise([kept])
         kept["promises"][0]["within"][1] = 0.94
         assert not print_promise([kept])
-        assert print_prediction([row(DEFAULT, 0.1, 0.1) | {"predicted_well": 0.95, "budget": 1}])
-        assert not print_prediction([row(DEFAULT, 0.1, 0.1) | {"predicted_well": 0.85, "budget": 1}])
+        said = [row(DEFAULT, 0.1, 0.1) | {"n_erring": n, "n_predicted": n - missed, "budget": 1} for n, missed in ((0, 0), (10, 5), (90, 5))]
+        assert print_prediction(said)
+        said[1]["n_predicted"] -= 1
+        assert not print_prediction(said)
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "sweep.jsonl"
         file.write_text('{"rule": "a", "n": 1}\n{"rule": "b", "n": 2}\n{"rule": "a", "n": 3}\n{"rule": "c", "n"\n4\n')

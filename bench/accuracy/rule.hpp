@@ -27,8 +27,9 @@ struct measured_point {
   double read_share = 0.0;       ///< tokens read exactly, of all
   double time_us = 0.0;          ///< of a step on one thread, median
   double predicted_error = 0.0;  ///< median; 0: the rule predicts none
-  double predicted_well =
-      0.0;  ///< steps whose prediction is within a factor of two of the worst head's error, of those that err
+  std::size_t n_erring = 0;      ///< steps whose worst head errs by least_error or more
+  std::size_t n_predicted =
+      0;  ///< of those: the ones whose prediction is within a factor of two of that head's error
   std::vector<std::vector<float>>
       errors;  ///< [n_query_heads][n_questions] relative errors of the output
 };
@@ -45,8 +46,6 @@ measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_l
   point.errors.resize(data.n_query_heads);
   std::vector<double> times;
   std::vector<float> predicted;
-  std::size_t n_erring = 0;
-  std::size_t n_predicted = 0;
   const auto take = [&](const asked_step& step) {
     times.push_back(step.time_us);
     const float said = step.stats.predicted_error;
@@ -55,8 +54,8 @@ measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_l
       point.errors[head].push_back(step.errors[head]);
     }
     if (step.worst >= least_error) {
-      ++n_erring;
-      n_predicted += said >= 0.5F * step.worst && said <= 2.0F * step.worst ? 1 : 0;
+      ++point.n_erring;
+      point.n_predicted += said >= 0.5F * step.worst && said <= 2.0F * step.worst ? 1 : 0;
     }
   };
   const wavekv::step_stats total = ask_each(cache, sequence, layer, bound, take);
@@ -64,8 +63,6 @@ measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_l
   point.bytes_share = bytes_share(total, data);
   point.time_us = quantile(times, 0.5);
   point.predicted_error = static_cast<double>(quantile(predicted, 0.5));
-  point.predicted_well =
-      static_cast<double>(n_predicted) / static_cast<double>(std::max<std::size_t>(n_erring, 1));
   return point;
 }
 

@@ -69,7 +69,8 @@ json to_json(const measured_point& point) {
           {"read_share", point.read_share},
           {"time_us", point.time_us},
           {"predicted_error", point.predicted_error},
-          {"predicted_well", point.predicted_well},
+          {"n_erring", point.n_erring},
+          {"n_predicted", point.n_predicted},
           {"heads", std::move(heads)}};
 }
 
