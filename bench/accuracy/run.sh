@@ -96,7 +96,7 @@ else
   ask --tasks many,near_miss --lengths 4096,16384,32768
   ask --tasks growing --lengths 4096,16384 # read once a rule
   ask --tasks single --lengths 4096        # read once a question
-  trace --lengths 4096,16384
+  trace --lengths 4096 # long answers
 fi
 python3 -B bench/accuracy/task_report.py "$out/tasks.jsonl" | tee "$out/tasks.md" || status=1
 if ((!tasks_alone)); then
