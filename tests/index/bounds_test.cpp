@@ -404,7 +404,7 @@ TEST_CASE("verified_bound: what may hide follows from the promise, where its rul
     for (const float delta : {0.01F, 0.1F, 0.4F}) {
       bound.epsilon = epsilon;
       bound.delta = delta;
-      const float asked = 0.01F * bound.margin * epsilon * std::sqrt(delta);
+      const float asked = 0.045F * bound.margin * epsilon * delta;
       for (const float own : {0.0F, 1e-7F, 0.5F}) {
         bound.rule.hidden_share = own;
         CHECK(bound.planning_rule().hidden_share == doctest::Approx(std::min(asked, own)));

@@ -78,11 +78,11 @@ struct verified_bound {
     planning_rule().plan(nodes, zones);
   }
 
-  /// @brief `rule` with the hidden_share that the promise asks for, where rule's own is larger: margin · epsilon ·
-  /// √delta / 100. Tokens that mattered were up to e⁷ times as heavy as the nearest that their clusters let expect.
+  /// @brief `rule` with the hidden_share that the promise asks for, where rule's own is larger: 0.045 · margin · epsilon ·
+  /// delta. Tokens that mattered were up to e⁷ times as heavy as the nearest that their clusters let expect.
   [[nodiscard]] WAVEKV_HOST_DEVICE error_bound<Ranking> planning_rule() const noexcept {
     error_bound<Ranking> planning = rule;
-    const float asked = 0.01F * margin * epsilon * std::sqrt(delta);
+    const float asked = 0.045F * margin * epsilon * delta;
     planning.hidden_share = asked < rule.hidden_share ? asked : rule.hidden_share;
     return planning;
   }
