@@ -46,11 +46,6 @@ std::string statement(const needle& needle) {
   return " The magic number of " + needle.word + " is " + needle.number + ".";
 }
 
-/// Uniform in [0, n), the same on every machine.
-std::size_t below(std::mt19937_64& random, std::size_t n) {
-  return static_cast<std::size_t>((random() >> 11U) % std::max<std::size_t>(n, 1));
-}
-
 double random_depth(std::mt19937_64& random) {
   return static_cast<double>(below(random, 1'000'000)) / 1e6;
 }
@@ -63,7 +58,7 @@ std::vector<needle> random_needles(std::span<const std::string> words, std::size
   std::vector<needle> needles(n);
   for (std::size_t i = 0; i < n; ++i) {
     needles[i].word = shuffled[i];
-    needles[i].number = std::to_string(10'000 + below(random, 90'000));
+    needles[i].number = random_number(random);
     needles[i].depth = random_depth(random);
   }
   std::ranges::sort(needles, {}, &needle::depth);
@@ -71,6 +66,14 @@ std::vector<needle> random_needles(std::span<const std::string> words, std::size
 }
 
 }  // namespace
+
+std::size_t below(std::mt19937_64& random, std::size_t n) {
+  return static_cast<std::size_t>((random() >> 11U) % std::max<std::size_t>(n, 1));
+}
+
+std::string random_number(std::mt19937_64& random) {
+  return std::to_string(10'000 + below(random, 90'000));
+}
 
 std::string haystack_text(const fs::path& path) {
   std::string text;

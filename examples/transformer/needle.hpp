@@ -26,6 +26,12 @@ struct haystack {
   std::vector<needle> needles;
 };
 
+/// @brief Uniform in [0, n), the same on every machine.
+std::size_t below(std::mt19937_64& random, std::size_t n);
+
+/// @brief A number to hide: five digits, the first not 0.
+std::string random_number(std::mt19937_64& random);
+
 /// @brief Text for haystacks: one file, or the Markdown and C++ files of a directory in order of
 /// their paths. Lines that speak of magic numbers are left out: they would be needles nobody put
 /// there.

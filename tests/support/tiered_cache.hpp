@@ -66,7 +66,7 @@ typename cache_of<Buffer>::options_type small_options(
   return options;
 }
 
-// Bounds that do read some clusters, estimate others, and ask again.
+// Beside reads_some and verifies: estimates a part and drops the rest.
 inline constexpr wavekv::fixed_budget some_budget{0.2F, 0.5F};
 
 struct token_rows {

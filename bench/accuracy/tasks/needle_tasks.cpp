@@ -12,7 +12,9 @@
 namespace wavekv_bench {
 namespace {
 
+using transformer::below;
 using transformer::needle;
+using transformer::random_number;
 using transformer::token_id;
 
 constexpr std::size_t n_digits = 5;  // of a number, a token each
@@ -39,10 +41,17 @@ std::vector<T> draw(std::vector<T> from, std::size_t n, std::mt19937_64& random,
   if (n > from.size())
     throw transformer::model_error(what + ": " + std::to_string(n) +
                                    " needed, but there are only " + std::to_string(from.size()));
-  for (std::size_t i = 0; i < n; ++i)
-    std::swap(from[i], from[i + (random() >> 11U) % (from.size() - i)]);
+  for (std::size_t i = 0; i < n; ++i) std::swap(from[i], from[i + below(random, from.size() - i)]);
   from.resize(n);
   return from;
+}
+
+/// The tokens that are left for a text beside the longest of its questions, the answer included.
+std::size_t room_for_text(const std::string& task, std::size_t n_tokens, std::size_t n_asked) {
+  if (n_asked >= n_tokens)
+    throw transformer::model_error(task + ": a question does not fit into " +
+                                   std::to_string(n_tokens) + " tokens");
+  return n_tokens - n_asked;
 }
 
 /// Tasks of one text and independent questions; words() says of what.
@@ -56,11 +65,8 @@ class haystack_task : public task {
   [[nodiscard]] prompt make(std::size_t n_tokens, std::size_t i, std::uint64_t seed) override {
     std::mt19937_64 random(prompt_seed(name(), n_tokens, i, seed));
     const auto chosen = words(random);
-    const std::size_t n_asked = longest_question(chosen);
-    if (n_asked >= n_tokens)
-      throw transformer::model_error(name() + ": a question does not fit into " +
-                                     std::to_string(n_tokens) + " tokens");
-    const auto hay = material_.maker.make(n_tokens - n_asked, chosen, random());
+    const std::size_t n_text = room_for_text(name(), n_tokens, longest_question(chosen));
+    const auto hay = material_.maker.make(n_text, chosen, random());
     turn only{hay.tokens, {}};
     for (const needle& needle : hay.needles) only.questions.push_back(ask(needle));
     prompt made;
@@ -153,16 +159,12 @@ class growing_task final : public haystack_task {
 
  private:
   static needle take_one(std::vector<needle>& from, std::mt19937_64& random) {
-    const auto at = from.begin() + static_cast<std::ptrdiff_t>((random() >> 11U) % from.size());
+    const auto at = from.begin() + static_cast<std::ptrdiff_t>(below(random, from.size()));
     needle taken = *at;
     from.erase(at);
     return taken;
   }
 };
-
-std::string random_number(std::mt19937_64& random) {
-  return std::to_string(10'000 + (random() >> 11U) % 90'000);
-}
 
 /// Questions about what several sentences of a text say.
 class sentences_task : public task {
@@ -178,10 +180,7 @@ class sentences_task : public task {
     std::size_t n_asked = 0;
     for (const question& asked : only.questions)
       n_asked = std::max(n_asked, asked.tokens.size() + asked.max_new_tokens);
-    if (n_asked >= n_tokens)
-      throw transformer::model_error(name() + ": a question does not fit into " +
-                                     std::to_string(n_tokens) + " tokens");
-    only.text = material_.maker.hide(n_tokens - n_asked, sentences, random());
+    only.text = material_.maker.hide(room_for_text(name(), n_tokens, n_asked), sentences, random());
     prompt made;
     made.turns.push_back(std::move(only));
     return made;
@@ -222,7 +221,7 @@ class list_task final : public sentences_task {
     std::vector<std::size_t> turns;  // the list of which each sentence tells the next number
     for (const std::string& word : words(n_lists, random)) {
       auto& list = lists.emplace_back(word, std::vector<std::string>());
-      const std::size_t n = 2 + (random() >> 11U) % 3;
+      const std::size_t n = 2 + below(random, 3);
       while (list.second.size() < n) {
         const std::string number = random_number(random);
         if (std::ranges::find(list.second, number) == list.second.end())
