@@ -31,8 +31,8 @@ std::vector<std::unique_ptr<rule>> wave_rules() {
         bound.floor_open = std::min(1.0F, bound.floor_open * factor);
         bound.floor_read = std::min(1.0F, bound.floor_read * factor);
         bound.hidden_share /= factor;
-        bound.free_tokens =
-            static_cast<std::size_t>(static_cast<double>(bound.free_tokens) * budget);
+        for (std::size_t* n : {&bound.least_open, &bound.free_tokens})
+          *n = static_cast<std::size_t>(static_cast<double>(*n) * budget);
         return bound;
       }));
   using paper_rule = index_rule<wavekv::baselines::flat_wave_index, wavekv::fixed_budget>;

@@ -201,7 +201,14 @@ TEST_CASE_TEMPLATE("error_bound chooses the same zones on the device", Ranking, 
   shrinks.epsilon = 1e-4F;
   bound hides_little;
   hides_little.hidden_share = 1e-4F;
-  check_bound<bound>({bound{}, reads_little, no_floors, shrinks, hides_little});
+  bound opens_few;
+  opens_few.epsilon = 1e6F;
+  opens_few.hidden_share = 0.0F;
+  opens_few.least_open = 2;
+  bound opens_all = opens_few;
+  opens_all.least_open = 1'000'000;
+  check_bound<bound>(
+      {bound{}, reads_little, no_floors, shrinks, hides_little, opens_few, opens_all});
 }
 
 TEST_CASE_TEMPLATE("fixed_budget chooses the same zones on the device", Ranking,

@@ -179,19 +179,36 @@ TEST_CASE("fixed_budget lets the heads of a group take turns, within its budget"
   }
 }
 
-TEST_CASE("error_bound reads each head's nearest, whatever it predicts") {
+TEST_CASE("error_bound opens and reads each head's nearest, whatever it predicts") {
   random_engine random(13);
-  const frontier_data data =
-      frontier_data::random<wavekv::rank_by_max>(random, 0, 600, 4, key_family::uniform);
   wavekv::error_bound<> bound;
   bound.epsilon = 1e6F;
+  bound.hidden_share = 0.0F;
   bound.floor_read = 0.02F;
-  const std::vector<zone> zones = plan(bound, data);
-  for (std::size_t g = 0; g < 4; ++g) {
-    const std::vector<std::size_t> order =
-        ranked([&](std::size_t i) { return data.view.nearness(g)[i]; }, 600);
-    for (std::size_t rank = 0; rank < 12; ++rank) CHECK(zones[order[rank]] == zone::retrieval);
-  }
+  // Nodes of a level that each head names: 2 % of the clusters; 9 % of the coarse nodes, but 24 where that is more.
+  const auto check = [&](std::size_t level, std::size_t n_nodes, std::size_t n_each) {
+    const frontier_data data =
+        frontier_data::random<wavekv::rank_by_max>(random, level, n_nodes, 4, key_family::uniform);
+    const std::vector<zone> zones = plan(bound, data);
+    std::vector<zone> expected(n_nodes, zone::estimation);
+    for (std::size_t g = 0; g < 4; ++g) {
+      const std::vector<std::size_t> order =
+          ranked([&](std::size_t i) { return data.view.nearness(g)[i]; }, n_nodes);
+      for (std::size_t rank = 0; rank < n_each; ++rank) expected[order[rank]] = zone::retrieval;
+    }
+    CHECK(zones == expected);
+  };
+  check(0, 600, 12);
+  check(0, 60, 4);
+  check(1, 600, 54);
+  check(1, 100, 24);
+  check(1, 24, 24);
+  check(1, 7, 7);
+  bound.least_open = 0;
+  check(1, 100, 9);
+  bound.floor_open = 0.0F;
+  bound.least_open = 24;
+  check(1, 100, 0);
 }
 
 TEST_CASE("error_bound leaves no more error than epsilon to any head, and opens little more than "

@@ -39,8 +39,12 @@ struct error_budgets {
     budgets.budget = budget < 4e9F ? static_cast<unsigned>(budget) : 4'000'000'000U;
     const float floor = shrink * (coarse ? bound.floor_open * static_cast<float>(nodes.n_nodes)
                                          : bound.floor_read * static_cast<float>(nodes.n_clusters));
-    const auto n = static_cast<unsigned>(floor);
-    budgets.n_nearest = floor > 0.0F ? (n > 4 ? n : 4) : 0;
+    if (floor > 0.0F) {
+      const std::size_t least_nodes = coarse ? bound.least_open : 4;
+      const auto n = static_cast<std::size_t>(floor);
+      const std::size_t n_each = n > least_nodes ? n : least_nodes;
+      budgets.n_nearest = n_each < nodes.n_nodes ? static_cast<unsigned>(n_each) : nodes.n_nodes;
+    }
     return budgets;
   }
 };

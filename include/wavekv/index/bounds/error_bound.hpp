@@ -37,11 +37,13 @@ struct error_bound {
       0.5F;  ///< part of what is left of epsilon² that a coarse level may keep, 0 to 1
   std::size_t free_tokens = 512;  ///< tokens that may be read whatever max_read says
 
-  /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted,
-  /// on top of max_open;
-  /// at least 4; 0: none. A summary says too little of a lone needle in a wide node.
+  /// @brief Each query head's nearest coarse nodes, as a fraction of the level, that are opened whatever is predicted, on
+  /// top of max_open; 0: none. A summary says too little of a lone needle in a wide node.
   float floor_open = 0.09F;
-  /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; likewise.
+  std::size_t least_open =
+      24;  ///< nodes that floor_open is at least: a short context has few nodes, each a larger part of it
+  /// @brief Each query head's nearest clusters, as a fraction of all, that are read whatever is predicted; at least 4;
+  /// 0: none.
   float floor_read = 0.01F;
 
   /// @brief Nodes of whose tokens the nearest is expected to hold this share of some query head's softmax are opened or
@@ -96,11 +98,13 @@ struct error_bound {
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
     plan_by_error(nodes, zones);
+    const bool coarse = nodes.level > 0;
     const float n_floor =
-        shrink(nodes) * (nodes.level > 0 ? floor_open * static_cast<float>(nodes.n_nodes)
-                                         : floor_read * static_cast<float>(nodes.n_clusters));
+        shrink(nodes) * (coarse ? floor_open * static_cast<float>(nodes.n_nodes)
+                                : floor_read * static_cast<float>(nodes.n_clusters));
+    const std::size_t least = coarse ? least_open : 4;
     const std::size_t n_each =
-        n_floor > 0.0F ? std::max<std::size_t>(4, static_cast<std::size_t>(n_floor)) : 0;
+        n_floor > 0.0F ? std::max(least, static_cast<std::size_t>(n_floor)) : 0;
     detail::for_nearest_by_turns(nodes, n_each, [&](std::size_t i) { zones[i] = zone::retrieval; });
     take_what_hides(nodes, zones);
   }
