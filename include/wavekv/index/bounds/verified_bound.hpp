@@ -79,10 +79,12 @@ struct verified_bound {
   }
 
   /// @brief `rule` with the hidden_share that the promise asks for, where rule's own is larger: 0.045 · margin · epsilon ·
-  /// delta. Tokens that mattered were up to e⁷ times as heavy as the nearest that their clusters let expect.
+  /// delta, below delta = 5 % times delta / 5 %. Tokens that mattered were up to e⁷ times as heavy as the nearest that their
+  /// clusters let expect, and the rarer a miss may be, the fewer of these may stay.
   [[nodiscard]] WAVEKV_HOST_DEVICE error_bound<Ranking> planning_rule() const noexcept {
     error_bound<Ranking> planning = rule;
-    const float asked = 0.045F * margin * epsilon * delta;
+    const float rarer = delta < 0.05F ? delta / 0.05F : 1.0F;
+    const float asked = 0.045F * margin * epsilon * delta * rarer;
     planning.hidden_share = asked < rule.hidden_share ? asked : rule.hidden_share;
     return planning;
   }
