@@ -26,25 +26,11 @@ struct error_budgets {
   template <class Ranking>
   WAVEKV_HOST_DEVICE static error_budgets of(const error_bound<Ranking>& bound,
                                              const frontier_view& nodes) {
-    const auto n_tokens = static_cast<float>(nodes.n_tokens);
-    const auto full = static_cast<float>(bound.full_tokens);
-    const float shrink = n_tokens <= full ? 1.0F : std::pow(n_tokens / full, bound.growth - 1.0F);
-    const bool coarse = nodes.level > 0;
     error_budgets budgets;
-    budgets.allowed_part = coarse ? bound.coarse_share : 1.0F;
-    const float part = coarse ? shrink * bound.max_open * static_cast<float>(nodes.n_nodes)
-                              : shrink * bound.max_read * n_tokens;
-    const float least = coarse ? 1.0F : static_cast<float>(bound.free_tokens);
-    const float budget = part > least ? part : least;
+    budgets.allowed_part = nodes.level > 0 ? bound.coarse_share : 1.0F;
+    const float budget = bound.budget(nodes);
     budgets.budget = budget < 4e9F ? static_cast<unsigned>(budget) : 4'000'000'000U;
-    const float floor = shrink * (coarse ? bound.floor_open * static_cast<float>(nodes.n_nodes)
-                                         : bound.floor_read * static_cast<float>(nodes.n_clusters));
-    if (floor > 0.0F) {
-      const std::size_t least_nodes = coarse ? bound.least_open : 4;
-      const auto n = static_cast<std::size_t>(floor);
-      const std::size_t n_each = n > least_nodes ? n : least_nodes;
-      budgets.n_nearest = n_each < nodes.n_nodes ? static_cast<unsigned>(n_each) : nodes.n_nodes;
-    }
+    budgets.n_nearest = static_cast<unsigned>(bound.n_nearest(nodes));
     return budgets;
   }
 };

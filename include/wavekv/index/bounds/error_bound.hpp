@@ -9,6 +9,7 @@
 #include <span>
 
 #include <wavekv/core/errors.hpp>
+#include <wavekv/core/host_device.hpp>
 #include <wavekv/cpu/simd.hpp>
 #include <wavekv/index/detail/select.hpp>
 #include <wavekv/index/frontier.hpp>
@@ -98,18 +99,45 @@ struct error_bound {
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
     plan_by_error(nodes, zones);
-    const bool coarse = nodes.level > 0;
-    const float n_floor =
-        shrink(nodes) * (coarse ? floor_open * static_cast<float>(nodes.n_nodes)
-                                : floor_read * static_cast<float>(nodes.n_clusters));
-    const std::size_t least = coarse ? least_open : 4;
-    const std::size_t n_each =
-        n_floor > 0.0F ? std::max(least, static_cast<std::size_t>(n_floor)) : 0;
-    detail::for_nearest_by_turns(nodes, n_each, [&](std::size_t i) { zones[i] = zone::retrieval; });
+    detail::for_nearest_by_turns(nodes, n_nearest(nodes),
+                                 [&](std::size_t i) { zones[i] = zone::retrieval; });
     take_what_hides(nodes, zones);
   }
 
+  /// @brief What may be read by expected error: nodes at a coarse level, tokens at the finest.
+  /// @param nodes  a frontier, of the host or of the device
+  [[nodiscard]] WAVEKV_HOST_DEVICE float budget(const auto& nodes) const noexcept {
+    const bool coarse = nodes.level > 0;
+    const float part = shrink(nodes) * (coarse ? max_open : max_read) *
+                       static_cast<float>(coarse ? nodes.n_nodes : nodes.n_tokens);
+    const float least = coarse ? 1.0F : static_cast<float>(free_tokens);
+    return part > least ? part : least;
+  }
+
+  /// @brief Nodes that each query head gets whatever is predicted, at most all.
+  /// @param nodes  as above
+  [[nodiscard]] WAVEKV_HOST_DEVICE std::size_t n_nearest(const auto& nodes) const noexcept {
+    const bool coarse = nodes.level > 0;
+    const float floor =
+        shrink(nodes) * (coarse ? floor_open * static_cast<float>(nodes.n_nodes)
+                                : floor_read * static_cast<float>(nodes.n_clusters));
+    if (!(floor > 0.0F)) {
+      return 0;
+    }
+    const std::size_t least = coarse ? least_open : 4;
+    const auto n = static_cast<std::size_t>(floor);
+    const std::size_t n_each = n > least ? n : least;
+    return n_each < nodes.n_nodes ? n_each : nodes.n_nodes;
+  }
+
  private:
+  // What the fractions shrink by on an index of more than full_tokens.
+  WAVEKV_HOST_DEVICE float shrink(const auto& nodes) const noexcept {
+    const auto n_tokens = static_cast<float>(nodes.n_tokens);
+    const auto full = static_cast<float>(full_tokens);
+    return n_tokens <= full ? 1.0F : std::pow(n_tokens / full, growth - 1.0F);
+  }
+
   void plan_by_error(const frontier& nodes, std::span<zone> zones) const noexcept {
     const auto ranked = nodes.error();
     const auto within = [&](float threshold) { return keeps_epsilon(nodes, threshold); };
@@ -158,22 +186,6 @@ struct error_bound {
       }
     }
     return true;
-  }
-
-  // What the fractions shrink by on an index of more than full_tokens.
-  float shrink(const frontier& nodes) const noexcept {
-    const auto n_tokens = static_cast<float>(nodes.n_tokens);
-    const auto full = static_cast<float>(full_tokens);
-    return n_tokens <= full ? 1.0F : std::pow(n_tokens / full, growth - 1.0F);
-  }
-
-  // In nodes at a coarse level, in tokens at the finest.
-  float budget(const frontier& nodes) const noexcept {
-    if (nodes.level > 0) {
-      return std::max(1.0F, shrink(nodes) * max_open * static_cast<float>(nodes.n_nodes));
-    }
-    return std::max(static_cast<float>(free_tokens),
-                    shrink(nodes) * max_read * static_cast<float>(nodes.n_tokens));
   }
 };
 
