@@ -63,9 +63,9 @@ void check(double most_index_bytes) {
     CHECK(largest_error(sizes, attend_once(cache, sequence, 0, query, verified).out, expected) <=
           0.2);
   };
-  append(prompt - 1);
+  append(prompt - 1024);
   compare(0);
-  append(1);  // fills the first segment
+  append(1024);  // fills the first segment
   compare(1);
   append(1023);  // one at a time would do the same
   compare(1);

@@ -68,37 +68,42 @@ WAVEKV_DEVICE void split_eight(Block& b, const words4& low, const words4& high,
   }
 }
 
-/// Eight elements of a row as operands: term t in words[t].
+/// Eight elements of a row as they are stored.
+template <scalar T>
+struct eight {
+  words4 words[sizeof(T) / 2];
+};
+
+/// Loads them, or zeros where there is nothing to load. A choice, and no way around: loads that follow each other in the code
+/// are then all on their way before the first is waited for.
 template <scalar T, class Block>
-WAVEKV_DEVICE void load_eight(Block& b, const T* from,
-                              std::uint32_t (&words)[tile_scalar<T>::n_terms][4]) {
+WAVEKV_DEVICE eight<T> load_eight(Block& b, const T* row, unsigned first, unsigned dim) {
+  eight<T> loaded{};
+  if (row != nullptr && first < dim) {
+    WAVEKV_UNROLL
+    for (unsigned w = 0; w < sizeof(T) / 2; ++w) {
+      loaded.words[w] = b.load16(row + first + w * (16 / sizeof(T)));
+    }
+  }
+  return loaded;
+}
+
+/// They as operands: term t in words[t].
+template <scalar T, class Block>
+WAVEKV_DEVICE void as_operands(Block& b, const eight<T>& loaded,
+                               std::uint32_t (&words)[tile_scalar<T>::n_terms][4]) {
   if constexpr (sizeof(T) == 2) {
-    const words4 loaded = b.load16(from);
     WAVEKV_UNROLL
     for (unsigned i = 0; i < 4; ++i) {
-      words[0][i] = loaded.word[i];
+      words[0][i] = loaded.words[0].word[i];
     }
   } else {
-    split_eight(b, b.load16(from), b.load16(from + 4), words);
+    split_eight(b, loaded.words[0], loaded.words[1], words);
   }
 }
 
-/// The same, or zeros where there is nothing to load.
-template <scalar T, class Block>
-WAVEKV_DEVICE void load_eight_or_zeros(Block& b, const T* row, unsigned first, unsigned dim,
-                                       std::uint32_t (&words)[tile_scalar<T>::n_terms][4]) {
-  if (row != nullptr && first < dim) {
-    load_eight<T>(b, row + first, words);
-    return;
-  }
-  WAVEKV_UNROLL
-  for (unsigned t = 0; t < tile_scalar<T>::n_terms; ++t) {
-    WAVEKV_UNROLL
-    for (unsigned i = 0; i < 4; ++i) {
-      words[t][i] = 0;
-    }
-  }
-}
+/// Loads of 16 bytes that a lane has on their way at once: 4 KiB a warp, in 32 registers.
+inline constexpr unsigned loads_at_once = 8;
 
 /// x and y as two packed words: rounded, and what that leaves.
 template <class Operand, class Block>
@@ -156,26 +161,39 @@ class query_tile {
   WAVEKV_DEVICE void multiply(Block& b, const T* const (&rows)[2], unsigned key_dim,
                               float (&products)[4]) const {
     constexpr unsigned n_terms = tile_scalar<T>::n_terms;
+    constexpr unsigned n_chunks = MaxDim / 32;
+    constexpr unsigned at_once = detail::loads_at_once / (sizeof(T) / 2) < 2 * n_chunks
+                                     ? detail::loads_at_once / (sizeof(T) / 2)
+                                     : 2 * n_chunks;
     const unsigned j = b.lane() % 4;
+    float sums[2][4] = {};
     WAVEKV_UNROLL
-    for (unsigned half = 0; half < 2; ++half) {
-      float sums[4] = {};
+    for (unsigned first = 0; first < 2 * n_chunks; first += at_once) {
+      detail::eight<T> loaded[at_once];
       WAVEKV_UNROLL
-      for (unsigned chunk = 0; chunk < MaxDim / 32; ++chunk) {
-        if (chunk * 32 >= key_dim) {
-          break;
-        }
+      for (unsigned i = 0; i < at_once; ++i) {
+        const unsigned half = (first + i) / n_chunks;
+        const unsigned chunk = (first + i) % n_chunks;
+        loaded[i] = detail::load_eight<T>(b, rows[half], chunk * 32 + 8 * j, key_dim);
+      }
+      WAVEKV_UNROLL
+      for (unsigned i = 0; i < at_once; ++i) {
+        const unsigned half = (first + i) / n_chunks;
+        const unsigned chunk = (first + i) % n_chunks;
         const words4 left[2] = {words(b, 2 * chunk), words(b, 2 * chunk + 1)};
         std::uint32_t right[n_terms][4];
-        detail::load_eight_or_zeros<T>(b, rows[half], chunk * 32 + 8 * j, key_dim, right);
+        detail::as_operands<T>(b, loaded[i], right);
         WAVEKV_UNROLL
         for (unsigned t = 0; t < n_terms; ++t) {
-          b.template multiply<operand>(sums, left[0].word, {right[t][0], right[t][1]});
-          b.template multiply<operand>(sums, left[1].word, {right[t][2], right[t][3]});
+          b.template multiply<operand>(sums[half], left[0].word, {right[t][0], right[t][1]});
+          b.template multiply<operand>(sums[half], left[1].word, {right[t][2], right[t][3]});
         }
       }
-      products[2 * half] = sums[0] + sums[2];
-      products[2 * half + 1] = sums[1] + sums[3];
+    }
+    WAVEKV_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      products[2 * half] = sums[half][0] + sums[half][2];
+      products[2 * half + 1] = sums[half][1] + sums[half][3];
     }
   }
 
@@ -213,6 +231,58 @@ class query_tile {
   std::conditional_t<in_shared, const words4*, words4[n_steps]> words_;
 };
 
+/// @brief The values of a tile's rows on their way from global memory, where registers allow: then nobody waits for them when
+/// the keys' products are there.
+/// @tparam T       how rows are stored
+/// @tparam MaxDim  most elements of a value, a multiple of 64
+template <scalar T, unsigned MaxDim>
+class value_tile {
+ public:
+  static constexpr unsigned n_chunks = MaxDim / 64;
+  static constexpr bool is_early = n_chunks * 4 * (sizeof(T) / 2) <= detail::loads_at_once;
+
+  /// @brief *warp*: begins to load.
+  /// @param values  this lane's rows 2j, 2j + 1, 8 + 2j, 9 + 2j; null where there is none
+  template <class Block>
+  WAVEKV_DEVICE value_tile(Block& b, const T* const (&values)[4], unsigned value_dim)
+      : value_dim_(value_dim) {
+    WAVEKV_UNROLL
+    for (unsigned r = 0; r < 4; ++r) {
+      if constexpr (is_early) {
+        WAVEKV_UNROLL
+        for (unsigned c = 0; c < n_chunks; ++c) {
+          loaded_[c][r] = load(b, values[r], c);
+        }
+      } else {
+        values_[r] = values[r];
+      }
+    }
+  }
+
+  /// @brief Eight elements of each of the four rows, in chunk c.
+  template <class Block>
+  WAVEKV_DEVICE void chunk(Block& b, unsigned c, detail::eight<T> (&rows)[4]) const {
+    WAVEKV_UNROLL
+    for (unsigned r = 0; r < 4; ++r) {
+      if constexpr (is_early) {
+        rows[r] = loaded_[c][r];
+      } else {
+        rows[r] = load(b, values_[r], c);
+      }
+    }
+  }
+
+ private:
+  template <class Block>
+  WAVEKV_DEVICE detail::eight<T> load(Block& b, const T* row, unsigned c) const {
+    return detail::load_eight<T>(b, row, 64 * c + 8 * (b.lane() / 4), value_dim_);
+  }
+
+  unsigned value_dim_;
+  std::conditional_t<is_early, detail::eight<T>, std::nullptr_t> loaded_[n_chunks][4];
+  std::conditional_t<is_early, std::nullptr_t, const T*> values_[4];
+};
+
 /// @brief The partial softmaxes of up to eight queries in the registers of a warp. Lane (i, j) has query i's.
 /// @tparam T       how rows are stored
 /// @tparam MaxDim  most elements of a value, a multiple of 64
@@ -236,11 +306,10 @@ class softmax_tile {
 
   /// @brief *warp*: adds the rows of a tile, weighted by e^logit.
   /// @param logits  of query i and rows 2j, 2j + 1, 8 + 2j, 9 + 2j; -inf: no such row
-  /// @param values  this lane's rows 2j, 2j + 1, 8 + 2j, 9 + 2j; null where there is none
   /// @param sign    1, or -1 to take them out again
   template <class Block>
-  WAVEKV_DEVICE void add(Block& b, const float (&logits)[4], const T* const (&values)[4],
-                         unsigned value_dim, float sign = 1.0F) {
+  WAVEKV_DEVICE void add(Block& b, const float (&logits)[4], const value_tile<T, MaxDim>& values,
+                         float sign = 1.0F) {
     constexpr unsigned n_terms = tile_scalar<T>::n_terms;
     constexpr float scale = weight_scale<operand>;
     raise_max(b, logits);
@@ -254,16 +323,14 @@ class softmax_tile {
     std::uint32_t left[4];
     detail::split_pair<operand>(b, weights[0], weights[1], left[0], left[1]);
     detail::split_pair<operand>(b, weights[2], weights[3], left[2], left[3]);
-    const unsigned i = b.lane() / 4;
     WAVEKV_UNROLL
     for (unsigned c = 0; c < n_chunks; ++c) {
-      if (c * 64 >= value_dim) {
-        break;
-      }
+      detail::eight<T> rows[4];
+      values.chunk(b, c, rows);
       std::uint32_t words[4][n_terms][4];
       WAVEKV_UNROLL
       for (unsigned r = 0; r < 4; ++r) {
-        detail::load_eight_or_zeros<T>(b, values[r], 64 * c + 8 * i, value_dim, words[r]);
+        detail::as_operands<T>(b, rows[r], words[r]);
       }
       WAVEKV_UNROLL
       for (unsigned m = 0; m < 8; ++m) {
@@ -356,29 +423,48 @@ class softmax_tile {
 WAVEKV_HOST_DEVICE unsigned state_floats(unsigned value_dim) { return 2 + value_dim; }
 
 /// @brief *block*: the states of all warps, merged in their order.
-/// @param of_warps  shared memory, [n_warps, tile_queries, 2 + value_dim], written by store; synced after
+/// @param of_warps  shared memory, [n_warps, tile_queries, 2 + value_dim], written by store; overwritten
 /// @param to        [n, 2 + value_dim]
 template <class Block>
-WAVEKV_DEVICE void merge_warps(Block& b, const float* of_warps, unsigned n, unsigned value_dim,
+WAVEKV_DEVICE void merge_warps(Block& b, float* of_warps, unsigned n, unsigned value_dim,
                                float* to) {
+  constexpr float nothing = -std::numeric_limits<float>::infinity();
   const unsigned floats = state_floats(value_dim);
+  const auto state_of = [&](unsigned warp, unsigned query) {
+    return of_warps + (warp * tile_queries + query) * floats;
+  };
   b.sync();
-  for (unsigned q = b.warp(); q < n; q += b.n_warps()) {
-    float most = -std::numeric_limits<float>::infinity();
-    for (unsigned w = 0; w < b.n_warps(); ++w) {
-      const float max = of_warps[(w * tile_queries + q) * floats];
+  // Where a warp's max was, the factor of its sums. The states of a query are those of lanes of one warp, which reads all of them before it
+  // writes any: n_warps divides a warp's size.
+  for (unsigned first = b.warp() * warp_size; first < n * b.n_warps();
+       first += b.n_warps() * warp_size) {
+    const unsigned i = first + b.lane();
+    const unsigned query = i / b.n_warps();
+    const unsigned warp = i % b.n_warps();
+    float most = nothing;
+    for (unsigned w = 0; query < n && w < b.n_warps(); ++w) {
+      const float max = *state_of(w, query);
       most = max > most ? max : most;
     }
-    for (unsigned at = b.lane(); at < floats; at += warp_size) {
-      float sum = 0.0F;
-      for (unsigned w = 0; w < b.n_warps(); ++w) {
-        const float* const state = of_warps + (w * tile_queries + q) * floats;
-        sum += state[0] > -std::numeric_limits<float>::infinity()
-                   ? state[at] * std::exp(state[0] - most)
-                   : 0.0F;
+    const float max = query < n ? *state_of(warp, query) : nothing;
+    b.sync_warp();
+    if (query < n) {
+      *state_of(warp, query) = max > nothing ? std::exp(max - most) : 0.0F;
+      if (warp == 0) {
+        to[query * floats] = most;
       }
-      to[q * floats + at] = at == 0 ? most : sum;
     }
+  }
+  b.sync();
+  for (unsigned i = b.thread(); i < n * (floats - 1); i += b.n_threads()) {
+    const unsigned query = i / (floats - 1);
+    const unsigned at = 1 + i % (floats - 1);
+    float sum = 0.0F;
+    for (unsigned w = 0; w < b.n_warps(); ++w) {
+      const float* const state = state_of(w, query);
+      sum += *state > 0.0F ? state[at] * *state : 0.0F;
+    }
+    to[query * floats + at] = sum;
   }
   b.sync();
 }

@@ -161,8 +161,24 @@ struct publish_kernel {
     }
     const std::size_t n_products = std::size_t{shape.n_levels} * shape.key_dim * shape.width();
     const bool teaches = learnt.products != nullptr;
-    for (std::size_t i = b.thread(); teaches && i < n_products; i += n_threads) {
-      layer->learnt.products[head * n_products + i] += learnt.products[head * n_products + i];
+    constexpr unsigned at_once = 8;  // sums that a thread loads together
+    float* const sums = teaches ? layer->learnt.products + head * n_products : nullptr;
+    const float* const lesson = teaches ? learnt.products + head * n_products : nullptr;
+    for (std::size_t first = b.thread(); teaches && first < n_products;
+         first += at_once * n_threads) {
+      float x[at_once];
+      WAVEKV_UNROLL
+      for (unsigned k = 0; k < at_once; ++k) {
+        const std::size_t i = first + k * n_threads;
+        x[k] = i < n_products ? sums[i] + lesson[i] : 0.0F;
+      }
+      WAVEKV_UNROLL
+      for (unsigned k = 0; k < at_once; ++k) {
+        const std::size_t i = first + k * n_threads;
+        if (i < n_products) {
+          sums[i] = x[k];
+        }
+      }
     }
     for (unsigned i = b.thread(); teaches && i < shape.n_levels; i += n_threads) {
       layer->learnt.weights[head * shape.n_levels + i] += learnt.weights[head * shape.n_levels + i];

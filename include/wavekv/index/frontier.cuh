@@ -26,7 +26,7 @@ namespace wavekv::device {
 struct plan_memory {
   static constexpr unsigned n_bins = 256;
   static constexpr unsigned n_heads = 8;  ///< whose histograms are made at once
-  static constexpr unsigned n_sums = 6;   ///< of a query head that are made at once
+  static constexpr unsigned n_sums = 14;  ///< of a query head that are made at once, by turns
 
   unsigned* histogram = nullptr;  ///< [n_heads, n_bins]
   unsigned* found = nullptr;      ///< [n_heads, 2]

@@ -71,6 +71,8 @@ struct lean_kernel {
     float* of_warps;
   };
 
+  static constexpr unsigned rows_at_once = 16;  // of the matrix, that a thread loads together
+
   // Rows of the matrix fall into as many parts as the block has threads for.
   WAVEKV_HOST_DEVICE unsigned n_parts() const {
     const unsigned n = n_threads / space.shape.width();
@@ -177,11 +179,23 @@ struct lean_kernel {
           known ? layer.learnt.products + matrix * shape.key_dim * width + column : nullptr;
       for (unsigned g = 0; g < group; g += 4) {
         float sums[4] = {};
-        for (unsigned i = part; known && i < shape.key_dim; i += parts) {
-          const float x = products[std::size_t{i} * width];
+        for (unsigned first = part; known && first < shape.key_dim; first += rows_at_once * parts) {
+          // All on their way before the first is used: behind the end it is the last row once more.
+          float x[rows_at_once];
           WAVEKV_UNROLL
-          for (unsigned q = 0; q < 4; ++q) {
-            sums[q] += g + q < group ? memory.queries[(g + q) * shape.key_dim + i] * x : 0.0F;
+          for (unsigned r = 0; r < rows_at_once; ++r) {
+            const unsigned i = first + r * parts;
+            x[r] = products[std::size_t{i < shape.key_dim ? i : shape.key_dim - 1} * width];
+          }
+          WAVEKV_UNROLL
+          for (unsigned r = 0; r < rows_at_once; ++r) {
+            const unsigned i = first + r * parts;
+            WAVEKV_UNROLL
+            for (unsigned q = 0; q < 4; ++q) {
+              sums[q] += g + q < group && i < shape.key_dim
+                             ? memory.queries[(g + q) * shape.key_dim + i] * x[r]
+                             : 0.0F;
+            }
           }
         }
         WAVEKV_UNROLL

@@ -210,25 +210,47 @@ struct add_queries {
   template <class Block>
   WAVEKV_DEVICE void load(Block& b, unsigned head, std::size_t done, unsigned n, float* rows,
                           unsigned* is_taken) const {
-    for (unsigned r = b.warp(); r < n; r += n_threads / warp_size) {
-      const std::size_t token = stretch.first + (done + r) / group_size * stretch.period;
-      const std::size_t query = std::size_t{head} * group_size + (done + r) % group_size;
+    constexpr unsigned n_warps = n_threads / warp_size;
+    constexpr unsigned rows_each = rows_together / n_warps;
+    constexpr unsigned most_each = 8;  // elements of a row that a lane has: keys have at most 256
+    // All are on their way before the first is used: nothing is asked before a load, which could not pass a branch. What lies
+    // behind the end is the last element, or the last row, once more.
+    Q x[rows_each][most_each];
+    WAVEKV_UNROLL
+    for (unsigned k = 0; k < rows_each; ++k) {
+      const unsigned r = b.warp() + k * n_warps;
+      const std::size_t row = done + (r < n ? r : n - 1);
+      const std::size_t token = stretch.first + row / group_size * stretch.period;
+      const std::size_t query = std::size_t{head} * group_size + row % group_size;
       const Q* const from =
           queries.first + token * queries.token_stride + query * queries.head_stride;
-      float* const to = rows + r * key_dim;
+      WAVEKV_UNROLL
+      for (unsigned i = 0; i < most_each; ++i) {
+        const unsigned column = i * warp_size + b.lane();
+        x[k][i] = from[column < key_dim ? column : key_dim - 1];
+      }
+    }
+    WAVEKV_UNROLL
+    for (unsigned k = 0; k < rows_each; ++k) {
+      const unsigned r = b.warp() + k * n_warps;
       float square = 0.0F;
-      for (unsigned i = b.lane(); i < key_dim; i += warp_size) {
-        const float x = to_float(from[i]);
-        to[i] = x;
-        square += x * scale * (x * scale);
+      WAVEKV_UNROLL
+      for (unsigned i = 0; i < most_each; ++i) {
+        const bool is_column = i * warp_size + b.lane() < key_dim;
+        const float element = is_column ? to_float(x[k][i]) * scale : 0.0F;
+        square += element * element;
       }
       square = b.warp_sum(square);
       const bool taken = square * static_cast<float>(stretch.period) < 1e30F;  // NaN is not
-      for (unsigned i = b.lane(); i < key_dim && !taken; i += warp_size) {
-        to[i] = 0.0F;
+      WAVEKV_UNROLL
+      for (unsigned i = 0; i < most_each; ++i) {
+        const unsigned column = i * warp_size + b.lane();
+        if (column < key_dim) {
+          rows[r * key_dim + column] = taken && r < n ? to_float(x[k][i]) : 0.0F;
+        }
       }
       if (b.lane() == 0) {
-        is_taken[r] = taken ? 1 : 0;
+        is_taken[r] = taken && r < n ? 1 : 0;
       }
     }
   }

@@ -57,6 +57,7 @@ class search_warp {
         runs[half] = columns.runs[2 * tile + half];
       }
     }
+    const values_type values = values_of(b, runs[0], runs[1], Accumulate);
     float logits[4];
     multiply(b, runs[0], runs[1], logits);
     const float variance = mine_ ? search_.variances[level * shape.group_size + query_] : 0.0F;
@@ -89,7 +90,7 @@ class search_warp {
       weighted[e] = is_node ? logit + std::log(size) : minus_infinity();
     }
     if constexpr (Accumulate) {
-      add(b, runs[0], runs[1], weighted, 1.0F);
+      state_.add(b, weighted, values);
     }
   }
 
@@ -117,20 +118,21 @@ class search_warp {
         }
       }
     }
-    state_.add(b, logits, values, search_.shape.value_dim, sign);
+    add(b, logits, values, sign);
   }
 
   /// @brief *warp*: attends two runs of tokens exactly.
   template <class Block>
   WAVEKV_DEVICE void attend(Block& b, const token_run_view<T>& one, const token_run_view<T>& two) {
     const unsigned j = b.lane() % 4;
+    const values_type values = values_of(b, one, two);
     float logits[4];
     multiply(b, one, two, logits);
     WAVEKV_UNROLL
     for (unsigned e = 0; e < 4; ++e) {
       logits[e] = 2 * j + e % 2 < (e < 2 ? one.n : two.n) ? capped(logits[e]) : minus_infinity();
     }
-    add(b, one, two, logits, 1.0F);
+    state_.add(b, logits, values);
   }
 
   /// @brief *warp*: the logits of a tile of token rows.
@@ -148,7 +150,7 @@ class search_warp {
   template <class Block>
   WAVEKV_DEVICE void add(Block& b, const float (&logits)[4], const T* const (&values)[4],
                          float sign) {
-    state_.add(b, logits, values, search_.shape.value_dim, sign);
+    state_.add(b, logits, values_type(b, values, search_.shape.value_dim), sign);
   }
 
   /// @brief *warp*: writes what was added: [n, 2 + value_dim].
@@ -164,6 +166,8 @@ class search_warp {
   [[nodiscard]] WAVEKV_DEVICE unsigned n() const { return n_; }
 
  private:
+  using values_type = value_tile<T, MaxDim>;
+
   WAVEKV_DEVICE static float minus_infinity() { return -std::numeric_limits<float>::infinity(); }
 
   WAVEKV_DEVICE float capped(float product) const {
@@ -190,13 +194,14 @@ class search_warp {
     queries_.multiply(b, {row(one, i), row(two, i)}, search_.shape.key_dim, products);
   }
 
+  // The values of two runs begin to arrive; none do unless they are wanted.
   template <class Block, class Run>
-  WAVEKV_DEVICE void add(Block& b, const Run& one, const Run& two, const float (&logits)[4],
-                         float sign) {
+  WAVEKV_DEVICE values_type values_of(Block& b, const Run& one, const Run& two,
+                                      bool wanted = true) const {
     const unsigned j = b.lane() % 4;
-    state_.add(b, logits,
-               {value(one, 2 * j), value(one, 2 * j + 1), value(two, 2 * j), value(two, 2 * j + 1)},
-               search_.shape.value_dim, sign);
+    return values_type(
+        b, {value(one, 2 * j), value(one, 2 * j + 1), value(two, 2 * j), value(two, 2 * j + 1)},
+        wanted ? search_.shape.value_dim : 0);
   }
 
   const search_view<T>& search_;
@@ -210,43 +215,69 @@ class search_warp {
 };
 
 /// @brief *block*: merges what the blocks of a stage have found, in their order, and what was merged before.
+///
+/// The search's other blocks have ended, so that only latency counts here: a warp takes 32 floats of one query head, and
+/// loads those of eight blocks before it uses the first.
 /// @param first_stage  nothing was merged before
 template <class T, class Block>
 WAVEKV_DEVICE void merge_splits(Block& b, const search_view<T>& search, unsigned n_splits,
                                 bool first_stage) {
+  constexpr unsigned at_once = 8;
+  constexpr float nothing = -std::numeric_limits<float>::infinity();
   const unsigned floats = state_floats(search.shape.value_dim);
   const unsigned group = search.shape.group_size;
-  constexpr float nothing = -std::numeric_limits<float>::infinity();
-  for (unsigned g = b.warp(); g < group; g += b.n_warps()) {
-    float* const merged = search.merged + g * floats;
-    const float* const states = search.partials + g * floats;  // one every group · floats
-    const auto max_of = [&](unsigned split) {
-      return split < n_splits ? states[std::size_t{split} * group * floats] : nothing;
-    };
-    const float before = first_stage ? nothing : merged[0];
-    float most = before;
+  const unsigned n_pieces = (floats + warp_size - 1) / warp_size;
+  const std::size_t step = std::size_t{group} * floats;  // from one block's states to the next's
+  const auto max_of = [&](unsigned g, unsigned split) {
+    return split < n_splits ? search.partials[split * step + g * floats] : nothing;
+  };
+  const auto max_before = [&](unsigned g) {
+    return first_stage ? nothing : search.merged[g * floats];
+  };
+  const auto max_of_all = [&](unsigned g) {
+    float most = max_before(g);
     for (unsigned s = 0; s < n_splits; s += warp_size) {
-      const float max = b.warp_max(max_of(s + b.lane()));
+      const float max = b.warp_max(max_of(g, s + b.lane()));
       most = max > most ? max : most;
     }
-    const float kept = before > nothing ? std::exp(before - most) : 0.0F;
-    for (unsigned first = 0; first < floats; first += warp_size) {
-      const unsigned at = first + b.lane();
-      float sum = before > nothing && at < floats ? merged[at] * kept : 0.0F;
-      for (unsigned s = 0; s < n_splits; s += warp_size) {
-        // Each lane has one block's factor. Loads wait for nothing but each other.
-        const float max = max_of(s + b.lane());
-        const float factor = max > nothing ? std::exp(max - most) : 0.0F;
-        const unsigned n = n_splits - s < warp_size ? n_splits - s : warp_size;
-        for (unsigned i = 0; i < n; ++i) {
-          const float weight = b.shuffle(factor, i);
-          const float x = at < floats ? states[(s + i) * std::size_t{group} * floats + at] : 0.0F;
-          sum += weight > 0.0F ? x * weight : 0.0F;
+    return most;
+  };
+  for (unsigned piece = b.warp(); piece < group * n_pieces; piece += b.n_warps()) {
+    const unsigned g = piece / n_pieces;
+    const unsigned at = piece % n_pieces * warp_size + b.lane();
+    const bool has_one = at != 0 && at < floats;
+    const float most = max_of_all(g);
+    const float before = max_before(g);
+    float* const merged = search.merged + g * floats + at;
+    float sum = has_one && before > nothing ? *merged * std::exp(before - most) : 0.0F;
+    for (unsigned s = 0; s < n_splits; s += warp_size) {
+      const float max = max_of(g, s + b.lane());  // each lane has one block's factor
+      const float factor = max > nothing ? std::exp(max - most) : 0.0F;
+      const unsigned n = n_splits - s < warp_size ? n_splits - s : warp_size;
+      for (unsigned first = 0; first < n; first += at_once) {
+        float x[at_once];
+        WAVEKV_UNROLL
+        for (unsigned i = 0; i < at_once; ++i) {
+          // No branch before a load; behind the end it is the last one once more, of weight 0.
+          const unsigned split = s + (first + i < n ? first + i : n - 1);
+          x[i] = search.partials[split * step + g * floats + (at < floats ? at : floats - 1)];
+        }
+        WAVEKV_UNROLL
+        for (unsigned i = 0; i < at_once; ++i) {
+          const float weight = b.shuffle(factor, first + i);
+          sum += weight > 0.0F ? x[i] * weight : 0.0F;
         }
       }
-      if (at < floats) {
-        merged[at] = at == 0 ? most : sum;
-      }
+    }
+    if (has_one) {
+      *merged = sum;
+    }
+  }
+  b.sync();  // the maxima before have been read
+  for (unsigned g = b.warp(); g < group; g += b.n_warps()) {
+    const float most = max_of_all(g);
+    if (b.lane() == 0) {
+      search.merged[g * floats] = most;
     }
   }
   b.sync();

@@ -143,15 +143,31 @@ class zone_planner {
       const float size = columns_.sizes[i];
       float ranked_share = 0.0F;
       float ranked_error = 0.0F;
-      for (unsigned g = 0; g < search_.shape.group_size; ++g) {
-        const std::size_t at = std::size_t{g} * columns_.n_columns + i;
-        const float share =
-            size > 0.0F ? size * std::exp(columns_.logits[at] - normalizers_[g]) : 0.0F;
-        const float error = relatives_[g] * share * columns_.errors[at];
-        columns_.shares[at] = share;
-        columns_.errors[at] = error;
-        ranked_share = g == 0 ? share : Ranking::combine(ranked_share, share);
-        ranked_error = g == 0 ? error : Ranking::combine(ranked_error, error);
+      constexpr unsigned heads = 4;  // whose numbers are loaded together
+      for (unsigned first = 0; first < search_.shape.group_size; first += heads) {
+        float logits[heads];
+        float errors[heads];
+        WAVEKV_UNROLL
+        for (unsigned q = 0; q < heads; ++q) {
+          // No branch before a load: behind the end it is the last head once more.
+          const unsigned last = search_.shape.group_size - 1;
+          const unsigned g = first + q < last ? first + q : last;
+          logits[q] = columns_.logits[std::size_t{g} * columns_.n_columns + i];
+          errors[q] = columns_.errors[std::size_t{g} * columns_.n_columns + i];
+        }
+        WAVEKV_UNROLL
+        for (unsigned q = 0; q < heads; ++q) {
+          const unsigned g = first + q;
+          if (g < search_.shape.group_size) {
+            const std::size_t at = std::size_t{g} * columns_.n_columns + i;
+            const float share = size > 0.0F ? size * std::exp(logits[q] - normalizers_[g]) : 0.0F;
+            const float error = relatives_[g] * share * errors[q];
+            columns_.shares[at] = share;
+            columns_.errors[at] = error;
+            ranked_share = g == 0 ? share : Ranking::combine(ranked_share, share);
+            ranked_error = g == 0 ? error : Ranking::combine(ranked_error, error);
+          }
+        }
       }
       columns_.ranked_shares[i] = ranked_share;
       columns_.ranked_errors[i] = ranked_error;
@@ -224,16 +240,31 @@ class zone_planner {
       const float relative = search_.relatives[level_ * group + g];
       // of squared errors, of followed dispersions, of what is dropped, of typical errors' squares
       float sums[4] = {};
-      for (unsigned i = b.thread(); i < n; i += b.n_threads()) {
-        const std::size_t at = std::size_t{g} * columns_.n_columns + i;
-        const float share = columns_.shares[at];
-        if (columns_.zones[i] == zone::estimation) {
-          const float dispersion = columns_.dispersions[i];
-          sums[0] += columns_.errors[at] * columns_.errors[at];
-          sums[1] += share * (dispersion < most ? dispersion : most);
-          sums[3] += typical_square(columns_.errors[at], relative * share);
-        } else if (columns_.zones[i] == zone::dropped) {
-          sums[2] += share;
+      constexpr unsigned at_once = 4;  // columns whose numbers are loaded together
+      for (unsigned first = b.thread(); first < n; first += at_once * b.n_threads()) {
+        float shares[at_once];
+        float errors[at_once];
+        float dispersions[at_once];
+        zone zones[at_once];
+        WAVEKV_UNROLL
+        for (unsigned k = 0; k < at_once; ++k) {
+          // No branch before a load: behind the end it is the last column once more.
+          const unsigned i = first + k * b.n_threads() < n ? first + k * b.n_threads() : n - 1;
+          shares[k] = columns_.shares[std::size_t{g} * columns_.n_columns + i];
+          errors[k] = columns_.errors[std::size_t{g} * columns_.n_columns + i];
+          dispersions[k] = columns_.dispersions[i];
+          zones[k] = columns_.zones[i];
+        }
+        WAVEKV_UNROLL
+        for (unsigned k = 0; k < at_once; ++k) {
+          const bool is_column = first + k * b.n_threads() < n;
+          const bool stays = is_column && zones[k] == zone::estimation;
+          const bool is_dropped = is_column && zones[k] == zone::dropped;
+          const float dispersion = dispersions[k] < most ? dispersions[k] : most;
+          sums[0] += stays ? errors[k] * errors[k] : 0.0F;
+          sums[1] += stays ? shares[k] * dispersion : 0.0F;
+          sums[2] += is_dropped ? shares[k] : 0.0F;
+          sums[3] += stays ? typical_square(errors[k], relative * shares[k]) : 0.0F;
         }
       }
       WAVEKV_UNROLL

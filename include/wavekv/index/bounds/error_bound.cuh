@@ -35,32 +35,54 @@ struct error_budgets {
   }
 };
 
-/// @brief *block*: whether every head keeps its part of epsilon² when all nodes below a threshold stay estimated, for three
-/// thresholds: one bit each.
-/// @param sums  shared memory, [3, n_warps, group_size]; by turns one of two, so that one meeting is enough
+/// @brief Thresholds that keep_epsilon tries together: three halvings of what they lie in. One block plans, and what its threads wait
+/// for costs more than what they add up.
+inline constexpr unsigned n_thresholds = 7;
+
+/// @brief *block*: whether every head keeps its part of epsilon² when all nodes below a threshold stay estimated: bit t for the
+/// t-th threshold.
+/// @param sums  shared memory, [n_thresholds, n_warps, group_size]; by turns one of two, so that one meeting is enough
 template <class Block>
 WAVEKV_DEVICE unsigned keep_epsilon(Block& b, const frontier_view& nodes, float epsilon,
-                                    float allowed_part, const float (&thresholds)[3], float* sums) {
-  constexpr unsigned heads = 4;  // whose errors are read beside the ranked ones
+                                    float allowed_part, const float (&thresholds)[n_thresholds],
+                                    float* sums) {
+  constexpr unsigned heads = 4;    // whose errors are read beside the ranked ones
+  constexpr unsigned at_once = 4;  // columns whose errors are loaded together
   const unsigned group = nodes.group_size;
   for (unsigned first = 0; first < group; first += heads) {
-    float squares[heads][3] = {};
-    for (unsigned i = b.thread(); i < nodes.n_columns; i += b.n_threads()) {
-      const float ranked = nodes.ranked_errors[i];
+    float squares[heads][n_thresholds] = {};
+    for (unsigned column = b.thread(); column < nodes.n_columns;
+         column += at_once * b.n_threads()) {
+      float ranked[at_once];
+      float errors[at_once][heads];
       WAVEKV_UNROLL
-      for (unsigned q = 0; q < heads; ++q) {
-        const float error =
-            first + q < group ? nodes.errors[std::size_t{first + q} * nodes.stride + i] : 0.0F;
+      for (unsigned k = 0; k < at_once; ++k) {
+        // No branch before a load: behind the end it is the last column once more, and below no threshold.
+        const unsigned i = column + k * b.n_threads();
+        const unsigned at = i < nodes.n_columns ? i : nodes.n_columns - 1;
+        const float ranked_error = nodes.ranked_errors[at];
+        ranked[k] = i < nodes.n_columns ? ranked_error : std::numeric_limits<float>::infinity();
         WAVEKV_UNROLL
-        for (unsigned t = 0; t < 3; ++t) {
-          squares[q][t] += ranked < thresholds[t] ? error * error : 0.0F;
+        for (unsigned q = 0; q < heads; ++q) {
+          const unsigned g = first + q < group ? first + q : group - 1;
+          errors[k][q] = nodes.errors[std::size_t{g} * nodes.stride + at];
+        }
+      }
+      WAVEKV_UNROLL
+      for (unsigned k = 0; k < at_once; ++k) {
+        WAVEKV_UNROLL
+        for (unsigned q = 0; q < heads; ++q) {
+          WAVEKV_UNROLL
+          for (unsigned t = 0; t < n_thresholds; ++t) {
+            squares[q][t] += ranked[k] < thresholds[t] ? errors[k][q] * errors[k][q] : 0.0F;
+          }
         }
       }
     }
     WAVEKV_UNROLL
     for (unsigned q = 0; q < heads; ++q) {
       WAVEKV_UNROLL
-      for (unsigned t = 0; t < 3; ++t) {
+      for (unsigned t = 0; t < n_thresholds; ++t) {
         const float of_warp = b.warp_sum(squares[q][t]);
         if (b.lane() == 0 && first + q < group) {
           sums[(t * b.n_warps() + b.warp()) * group + first + q] = of_warp;
@@ -69,18 +91,22 @@ WAVEKV_DEVICE unsigned keep_epsilon(Block& b, const frontier_view& nodes, float 
     }
   }
   b.sync();
-  unsigned keep = 7;
-  for (unsigned first = 0; first < group; first += warp_size) {
-    const unsigned g = first + b.lane();
-    const float left = g < group ? allowed_part * (epsilon * epsilon - nodes.settled[g]) : 0.0F;
-    WAVEKV_UNROLL
-    for (unsigned t = 0; t < 3; ++t) {
-      float sum = 0.0F;
-      for (unsigned w = 0; g < group && w < b.n_warps(); ++w) {
-        sum += sums[(t * b.n_warps() + w) * group + g];
-      }
-      keep &= b.ballot(!(sum <= (left > 0.0F ? left : 0.0F))) != 0 ? ~(1U << t) : ~0U;
+  // Every warp works it out for itself: a lane has one threshold of one head.
+  unsigned missed = 0;
+  for (unsigned i = b.lane(); i < n_thresholds * group; i += warp_size) {
+    const unsigned t = i / group;
+    const unsigned g = i % group;
+    const float left = allowed_part * (epsilon * epsilon - nodes.settled[g]);
+    float sum = 0.0F;
+    for (unsigned w = 0; w < b.n_warps(); ++w) {
+      sum += sums[(t * b.n_warps() + w) * group + g];
     }
+    missed |= !(sum <= (left > 0.0F ? left : 0.0F)) ? 1U << t : 0U;
+  }
+  unsigned keep = 0;
+  WAVEKV_UNROLL
+  for (unsigned t = 0; t < n_thresholds; ++t) {
+    keep |= b.ballot((missed >> t & 1U) != 0) == 0 ? 1U << t : 0U;
   }
   return keep;
 }
@@ -92,18 +118,29 @@ WAVEKV_DEVICE void plan_on_device(Block& b, const error_bound<Ranking>& bound,
                                   const plan_memory& memory) {
   const error_budgets budgets = error_budgets::of(bound, nodes);
   unsigned turn = 0;
-  const auto within = [&](float one, float two, float three) {
-    float* const sums = memory.sums + turn * 3 * b.n_warps() * nodes.group_size;
+  const auto turn_sums = [&] {
+    float* const sums = memory.sums + turn * n_thresholds * b.n_warps() * nodes.group_size;
     turn = 1 - turn;
-    return keep_epsilon(b, nodes, bound.epsilon, budgets.allowed_part, {one, two, three}, sums);
+    return sums;
   };
-  constexpr float infinity = std::numeric_limits<float>::infinity();
-  if (within(infinity, infinity, infinity) == 0) {
+  const auto within = [&](const float(&thresholds)[n_thresholds]) {
+    return keep_epsilon(b, nodes, bound.epsilon, budgets.allowed_part, thresholds, turn_sums());
+  };
+  const auto is_within = [&](float threshold) {
+    float thresholds[n_thresholds];
+    WAVEKV_UNROLL
+    for (float& t : thresholds) {
+      t = threshold;
+    }
+    return within(thresholds) != 0;
+  };
+  if (!is_within(std::numeric_limits<float>::infinity())) {
     const auto ranked = [&](unsigned /*row*/, unsigned i) { return nodes.ranked_errors[i]; };
     const auto cost = [&](unsigned i) -> unsigned {
-      return nodes.is_node(i) && nodes.ranked_errors[i] > 0.0F
-                 ? (nodes.level > 0 ? 1U : static_cast<unsigned>(nodes.sizes[i]))
-                 : 0U;
+      const float size = nodes.sizes[i];
+      const float error = nodes.ranked_errors[i];
+      const unsigned n = nodes.level > 0 ? 1U : static_cast<unsigned>(size);
+      return size > 0.0F && error > 0.0F ? n : 0U;
     };
     select_largest(b, 1, nodes.n_columns, ranked, cost, budgets.budget, memory);
     const selection chosen = selected(memory, 0);
@@ -117,23 +154,26 @@ WAVEKV_DEVICE void plan_on_device(Block& b, const error_bound<Ranking>& bound,
     }
     // Less than the caps allow may be enough. Errors 0.4 % apart are not told apart.
     const float capped = chosen.key == 0 ? 0.0F : from_order_key(chosen.key);
-    if (!(capped > 0.0F) || within(capped, capped, capped) != 0) {
-      most = block_max(b, most, memory.sums + turn * 3 * b.n_warps() * nodes.group_size);
-      turn = 1 - turn;
+    if (!(capped > 0.0F) || is_within(capped)) {
+      most = block_max(b, most, turn_sums());
       std::uint32_t fit = order_key(capped);  // here it is kept, at `over` no longer
       std::uint32_t over = order_key(most) + 1;
       constexpr std::uint32_t resolution = 1U << 15U;
-      while (over - fit > resolution) {  // two halvings at a time
-        const std::uint32_t middle = fit + (over - fit) / 2;
-        const std::uint32_t lower = fit + (middle - fit) / 2;
-        const std::uint32_t upper = middle + (over - middle) / 2;
-        const unsigned kept =
-            within(from_order_key(lower), from_order_key(middle), from_order_key(upper));
-        (kept >> 1U & 1U ? fit : over) = middle;
-        if (over - fit > resolution) {
-          const bool further = fit == middle;
-          ((further ? kept >> 2U : kept) & 1U ? fit : over) = further ? upper : lower;
+      while (over - fit > resolution) {
+        const std::uint32_t step = (over - fit) / (n_thresholds + 1);
+        float thresholds[n_thresholds];
+        WAVEKV_UNROLL
+        for (unsigned t = 0; t < n_thresholds; ++t) {
+          thresholds[t] = from_order_key(fit + (t + 1) * step);
         }
+        // The sums only grow with the threshold: those that are kept come first.
+        const unsigned kept = within(thresholds);
+        unsigned n_kept = 0;
+        while (n_kept < n_thresholds && (kept >> n_kept & 1U) != 0) {
+          ++n_kept;
+        }
+        over = n_kept < n_thresholds ? fit + (n_kept + 1) * step : over;
+        fit += n_kept * step;
       }
       const float enough = from_order_key(fit);
       for (unsigned i = b.thread(); i < nodes.n_columns; i += b.n_threads()) {

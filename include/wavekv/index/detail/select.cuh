@@ -69,8 +69,8 @@ WAVEKV_DEVICE unsigned find_bin(Block& b, const unsigned* histogram, unsigned& l
   while (here && before + histogram[bin] <= left) {
     before += histogram[bin--];
   }
-  const std::uint32_t found = b.ballot(here);
-  const auto lane = static_cast<unsigned>(std::countr_zero(found | 0x8000'0000U));
+  // At most one lane is. (Not std::countr_zero: what nvcc 13 makes of it for a device is always 32.)
+  const unsigned lane = warp_size - 1 - b.warp_sum(here ? warp_size - 1 - b.lane() : 0U);
   left -= b.shuffle(before, lane);
   return b.shuffle(bin, lane);
 }
@@ -87,9 +87,16 @@ WAVEKV_DEVICE unsigned find_bin(Block& b, const unsigned* histogram, unsigned& l
 template <class Block, class Value, class Cost>
 WAVEKV_DEVICE void select_largest(Block& b, unsigned n_rows, unsigned n, const Value& value,
                                   const Cost& cost, unsigned budget, const plan_memory& memory) {
+  constexpr unsigned at_once =
+      4;  // columns whose numbers a thread loads together: one block has only latency to hide
   unsigned mine = 0;
-  for (unsigned i = b.thread(); i < n; i += b.n_threads()) {
-    mine += cost(i);
+  for (unsigned first = b.thread(); first < n; first += at_once * b.n_threads()) {
+    WAVEKV_UNROLL
+    for (unsigned k = 0; k < at_once; ++k) {
+      const unsigned i = first + k * b.n_threads();
+      const unsigned of_this = cost(i < n ? i : n - 1);
+      mine += i < n ? of_this : 0;
+    }
   }
   const bool fits = block_count(b, mine, memory.of_warps) <= budget;
   for (unsigned i = b.thread(); i < n_rows * plan_memory::n_bins; i += b.n_threads()) {
@@ -106,13 +113,29 @@ WAVEKV_DEVICE void select_largest(Block& b, unsigned n_rows, unsigned n, const V
   std::uint32_t known = 0;  // mask of the bits of the keys that are
   for (unsigned shift = 32; shift > 0;) {
     shift -= 8;
-    for (unsigned i = b.thread(); i < n; i += b.n_threads()) {
-      const unsigned of_this = cost(i);
-      for (unsigned row = 0; of_this != 0 && row < n_rows; ++row) {
-        const std::uint32_t key = order_key(value(row, i));
-        if ((key & known) == memory.found[2 * row]) {
-          b.atomic_add(&memory.histogram[row * plan_memory::n_bins + (key >> shift & 0xFFU)],
-                       of_this);
+    for (unsigned first = b.thread(); first < n; first += at_once * b.n_threads()) {
+      unsigned costs[at_once];
+      WAVEKV_UNROLL
+      for (unsigned k = 0; k < at_once; ++k) {
+        const unsigned i = first + k * b.n_threads();
+        const unsigned of_this = cost(i < n ? i : n - 1);  // no branch before a load
+        costs[k] = i < n ? of_this : 0;
+      }
+      for (unsigned row = 0; row < n_rows; ++row) {
+        float values[at_once];
+        WAVEKV_UNROLL
+        for (unsigned k = 0; k < at_once; ++k) {
+          const unsigned i = first + k * b.n_threads();
+          values[k] = value(row, i < n ? i : n - 1);
+        }
+        const std::uint32_t found = memory.found[2 * row];
+        WAVEKV_UNROLL
+        for (unsigned k = 0; k < at_once; ++k) {
+          const std::uint32_t key = order_key(values[k]);
+          if (costs[k] != 0 && (key & known) == found) {
+            b.atomic_add(&memory.histogram[row * plan_memory::n_bins + (key >> shift & 0xFFU)],
+                         costs[k]);
+          }
         }
       }
     }
