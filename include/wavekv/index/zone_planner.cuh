@@ -40,7 +40,8 @@ WAVEKV_DEVICE float most_dispersion(float variance) {
 /// One block does it while the search's others have ended: it must not take long. So what a node's errors are made of is
 /// worked out where it is scored, by all blocks; here each (column, head) costs one exponential, sums of all heads and
 /// thresholds share a meeting, and the links that lead to children, four loads behind each other, are followed for what was
-/// opened alone. Predicted for 8,192 columns and 8 heads on an H100: some 30 µs, 20 of them in the selections.
+/// opened alone. Predicted for 8,192 columns and 8 heads on an H100: some 30 µs; on an H200 and with 4 heads it was nearly 300
+/// (bench/README.md, "CUDA").
 template <class T, class Block>
 class zone_planner {
  public:
