@@ -63,9 +63,11 @@ void check(double most_index_bytes) {
     CHECK(largest_error(sizes, attend_once(cache, sequence, 0, query, verified).out, expected) <=
           0.2);
   };
-  append(prompt - 1024);
+  // One token would do on a device as well, but as a decoded one: what waits is then sealed beside, in decode segments.
+  constexpr std::size_t last = on_device ? 1024 : 1;
+  append(prompt - last);
   compare(0);
-  append(1024);  // fills the first segment
+  append(last);  // fills the first segment
   compare(1);
   append(1023);  // one at a time would do the same
   compare(1);
