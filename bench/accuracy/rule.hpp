@@ -10,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include <wavekv/cache/calibration.hpp>
 #include <wavekv/cache/kv_cache.hpp>
 #include <wavekv/cpu/executor.hpp>
+#include <wavekv/index/bounds/error_bound.hpp>
 
 #include "data/asked_layer.hpp"
 
@@ -20,6 +22,20 @@
 
 namespace wavekv_bench {
 
+/// @brief How often predictions were worth something.
+struct prediction_count {
+  std::size_t n_erring = 0;  ///< steps whose worst head errs by calibration::least_error or more
+  std::size_t n_predicted =
+      0;  ///< of those: predictions within a factor of two of that head's error
+
+  void add(float predicted, float observed) {
+    if (observed >= wavekv::calibration::least_error) {
+      ++n_erring;
+      n_predicted += predicted >= 0.5F * observed && predicted <= 2.0F * observed ? 1 : 0;
+    }
+  }
+};
+
 /// @brief What one rule did at one budget.
 struct measured_point {
   double budget = 0.0;           ///< as the rule counts it
@@ -27,15 +43,12 @@ struct measured_point {
   double read_share = 0.0;       ///< tokens read exactly, of all
   double time_us = 0.0;          ///< of a step on one thread, median
   double predicted_error = 0.0;  ///< median; 0: the rule predicts none
-  std::size_t n_erring = 0;      ///< steps whose worst head errs by least_error or more
-  std::size_t n_predicted =
-      0;  ///< of those: the ones whose prediction is within a factor of two of that head's error
+  prediction_count as_is;        ///< predictions as summaries make them
+  prediction_count calibrated;   ///< of a second run over the questions, by calibrate()'s bound
+  double error_scale = 0.0;      ///< that calibrate() learnt; 0: there was no second run
   std::vector<std::vector<float>>
       errors;  ///< [n_query_heads][n_questions] relative errors of the output
 };
-
-/// @brief Errors below this are rounding's: K and V are stored in bf16.
-inline constexpr float least_error = 1e-3F;
 
 /// @brief Asks a cache that holds a layer all of its questions, one at a time.
 template <class Cache, class Bound>
@@ -53,10 +66,7 @@ measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_l
     for (std::size_t head = 0; head < data.n_query_heads; ++head) {
       point.errors[head].push_back(step.errors[head]);
     }
-    if (step.worst >= least_error) {
-      ++point.n_erring;
-      point.n_predicted += said >= 0.5F * step.worst && said <= 2.0F * step.worst ? 1 : 0;
-    }
+    point.as_is.add(said, step.worst);
   };
   const wavekv::step_stats total = ask_each(cache, sequence, layer, bound, take);
   point.read_share = read_share(total);
@@ -65,6 +75,30 @@ measured_point ask_all(Cache& cache, wavekv::sequence_id sequence, const asked_l
   point.predicted_error = static_cast<double>(quantile(predicted, 0.5));
   return point;
 }
+
+/// @brief Queries of the prompt that predictions are calibrated with.
+inline constexpr std::size_t n_calibrating = 48;
+
+/// @brief Calibrates an error_bound with queries of the prompt and asks the questions again.
+template <class Cache, class Ranking>
+void add_calibrated(Cache& cache, wavekv::sequence_id sequence, const asked_layer& layer,
+                    const wavekv::error_bound<Ranking>& bound, measured_point& point) {
+  const attention_data& data = *layer.data;
+  const std::vector<float> queries = prompt_queries(data, n_calibrating);
+  const auto calibrated = wavekv::calibrate(
+      cache, sequence, 0, wavekv::nhd(queries.data(), n_calibrating, data.n_query_heads, data.dim),
+      bound);
+  point.error_scale = static_cast<double>(calibrated.error_scale);
+  ask_each(cache, sequence, layer, calibrated, [&](const asked_step& step) {
+    point.calibrated.add(step.stats.predicted_error, step.worst);
+  });
+}
+
+/// @brief Any other rule has nothing to calibrate.
+template <class Cache, class Bound>
+void add_calibrated(Cache& /*cache*/, wavekv::sequence_id /*sequence*/,
+                    const asked_layer& /*layer*/, const Bound& /*bound*/,
+                    measured_point& /*point*/) {}
 
 /// @brief One rule.
 class rule {
@@ -123,8 +157,10 @@ class index_rule final : public rule {
         cache = std::make_unique<cache_type>(geometry_of(*layer.data), options);
         sequence = append_taught(*cache, *layer.data);
       }
-      points.push_back(ask_all(*cache, sequence, layer, bound_(budget, *layer.data)));
+      const Bound bound = bound_(budget, *layer.data);
+      points.push_back(ask_all(*cache, sequence, layer, bound));
       points.back().budget = budget;
+      add_calibrated(*cache, sequence, layer, bound, points.back());
     }
     return points;
   }

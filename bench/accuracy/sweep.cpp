@@ -69,8 +69,11 @@ json to_json(const measured_point& point) {
           {"read_share", point.read_share},
           {"time_us", point.time_us},
           {"predicted_error", point.predicted_error},
-          {"n_erring", point.n_erring},
-          {"n_predicted", point.n_predicted},
+          {"n_erring", point.as_is.n_erring},
+          {"n_predicted", point.as_is.n_predicted},
+          {"n_erring_calibrated", point.calibrated.n_erring},
+          {"n_predicted_calibrated", point.calibrated.n_predicted},
+          {"error_scale", point.error_scale},
           {"heads", std::move(heads)}};
 }
 

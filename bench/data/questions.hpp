@@ -29,6 +29,18 @@ inline std::vector<std::size_t> question_tokens(const attention_data& data, std:
   return tokens;
 }
 
+/// @brief The queries of n even tokens, spread evenly over the data, [n, n_query_heads, dim]: a prompt's, where questions are
+/// later ones.
+inline std::vector<float> prompt_queries(const attention_data& data, std::size_t n) {
+  const std::size_t row = data.n_query_heads * data.dim;
+  std::vector<float> queries(n * row);
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t token = ((2 * i + 1) * data.n_tokens / (2 * n)) & ~std::size_t{1};
+    std::copy_n(data.queries.data() + token * row, row, queries.data() + i * row);
+  }
+  return queries;
+}
+
 /// @brief Sizes of a cache for one layer's data.
 inline wavekv::geometry geometry_of(const attention_data& data) {
   wavekv::geometry sizes;

@@ -9,6 +9,7 @@
 #include <wavekv/buffer/memory_store.hpp>
 #include <wavekv/buffer/tiered.hpp>
 #include <wavekv/buffer/wave_buffer.hpp>
+#include <wavekv/cache/calibration.hpp>
 #include <wavekv/cache/kv_cache.hpp>
 #include <wavekv/core/dlpack.hpp>
 #include <wavekv/core/errors.hpp>

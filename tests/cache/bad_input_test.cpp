@@ -430,10 +430,15 @@ TEST_CASE("bounds out of range, in the options and in a call") {
   refused({"margin is 0"}, verified_bound{.margin = 0.0F});
   refused({"margin is 1.5"}, verified_bound{.margin = 1.5F});
   refused({"coarse_share is 2", "0 to 1"}, error_bound{.coarse_share = 2.0F});
+  refused({"error_scale is 0", "above 0"}, error_bound{.error_scale = 0.0F});
+  refused({"error_scale is -2"}, error_bound{.error_scale = -2.0F});
+  refused({"error_scale is inf"}, error_bound{.error_scale = infinity});
+  refused({"error_scale is", "nan"}, error_bound{.error_scale = not_a_number});
   refused({"hidden_share is -1", "0 to 1"}, error_bound{.hidden_share = -1.0F});
   refused({"hidden_share is", "nan"}, error_bound{.hidden_share = not_a_number});
   refused({"rounds is 0"}, verified_bound{0.1F, 0.05F, 64, 0});
   refused({"max_read is 3"}, verified_bound{.rule = error_bound{.max_read = 3.0F}});
+  refused({"error_scale is 0"}, verified_bound{.rule = error_bound{.error_scale = 0.0F}});
 
   cache_of<float>::options_type options;
   options.bound.epsilon = -2.0F;

@@ -199,6 +199,8 @@ TEST_CASE_TEMPLATE("error_bound chooses the same zones on the device", Ranking, 
   shrinks.full_tokens = 100;
   shrinks.free_tokens = 0;
   shrinks.epsilon = 1e-4F;
+  bound calibrated = no_floors;
+  calibrated.error_scale = 4.0F;
   bound hides_little;
   hides_little.hidden_share = 1e-4F;
   bound opens_few;
@@ -208,7 +210,7 @@ TEST_CASE_TEMPLATE("error_bound chooses the same zones on the device", Ranking, 
   bound opens_all = opens_few;
   opens_all.least_open = 1'000'000;
   check_bound<bound>(
-      {bound{}, reads_little, no_floors, shrinks, hides_little, opens_few, opens_all});
+      {bound{}, reads_little, no_floors, shrinks, calibrated, hides_little, opens_few, opens_all});
 }
 
 TEST_CASE_TEMPLATE("fixed_budget chooses the same zones on the device", Ranking,

@@ -259,6 +259,35 @@ TEST_CASE("error_bound leaves no more error than epsilon to any head, and opens 
   }
 }
 
+TEST_CASE("error_bound: an error_scale of s asks as much as an epsilon s times smaller, and "
+          "reports s times the error") {
+  int n_changed = 0;
+  random_engine random(4);
+  for (const key_family family : {key_family::uniform, key_family::outlier, key_family::needle}) {
+    for (const std::size_t level : {0U, 1U}) {
+      frontier_data data =
+          frontier_data::random<wavekv::rank_by_max>(random, level, 600, 4, family);
+      for (const float scale : {0.25F, 4.0F}) {  // powers of two: the quotient is exact
+        wavekv::error_bound<> bound;
+        bound.epsilon = 0.05F;
+        bound.max_open = bound.max_read = 1.0F;
+        bound.floor_open = bound.floor_read = bound.hidden_share = 0.0F;
+        const std::vector<zone> unscaled = plan(bound, data);
+        wavekv::error_bound<> stricter = bound;
+        stricter.epsilon /= scale;
+        bound.error_scale = scale;
+        CHECK(plan(bound, data) == plan(stricter, data));
+        n_changed += plan(bound, data) == unscaled ? 0 : 1;
+        CHECK(bound.scaled_error(0.01F) == scale * 0.01F);
+        CHECK(wavekv::verified_bound<>{.rule = bound}.scaled_error(0.01F) == scale * 0.01F);
+      }
+    }
+  }
+  CHECK(
+      n_changed >=
+      6);  // of 12: the rest has no error to speak of, or too much of it; or the checks say nothing
+}
+
 TEST_CASE("error_bound's caps") {
   random_engine random(4);
   const frontier_data clusters =

@@ -186,6 +186,11 @@ struct head_budgets {
     detail::validate_bound(unsteady);
   }
 
+  /// @brief What is reported of an error that summaries predict: the larger of what both report.
+  [[nodiscard]] float scaled_error(float predicted) const {
+    return std::max(detail::scaled_error(steady, predicted),
+                    detail::scaled_error(unsteady, predicted));
+  }
   [[nodiscard]] bool meets(float predicted) const {
     return detail::meets(steady, predicted) && detail::meets(unsteady, predicted);
   }

@@ -72,7 +72,8 @@ concept clusterer = std::semiregular<C> &&
 /// | `B::ranking`              | `rank_by_max` | how a frontier's share and error are reduced over a query group |
 /// | `B::reads_everything`     | `false`       | true: no search at all, every token is read                     |
 /// | `B::drops`                | `false`       | true: some nodes are dropped; only then may `zone::dropped` be written |
-/// | `b.meets(predicted)`      | `true`        | whether the predicted relative error reaches the target; if not, step_stats::capped counts the group |
+/// | `b.scaled_error(error)`   | `error`       | what is reported as the predicted relative error, of the one that summaries predict |
+/// | `b.meets(predicted)`      | `true`        | whether the predicted relative error, scaled, reaches the target; if not, step_stats::capped counts the group |
 /// | `b.validate()`            | nothing       | throws config_error when a member is out of range               |
 ///
 /// A bound is a small copyable value: its type names the rule, its members are the run-time parameters.
@@ -179,6 +180,15 @@ constexpr std::size_t n_sample_queries() noexcept {
     return S::n_sample_queries;
   }
   return 0;
+}
+
+/// @brief The bound's scaled_error(predicted), or predicted.
+template <class B>
+float scaled_error(const B& bound, float predicted) {
+  if constexpr (requires { bound.scaled_error(predicted); }) {
+    return bound.scaled_error(predicted);
+  }
+  return predicted;
 }
 
 /// @brief The bound's meets(predicted), or true.

@@ -128,6 +128,9 @@ WAVEKV_DEVICE void book_errors(Block& b, const search_space<T>& space, const sea
     dropped = search.dropped[g] > dropped ? search.dropped[g] : dropped;
   }
   error = std::sqrt(error);
+  if constexpr (requires { bound.scaled_error(error); }) {
+    error = bound.scaled_error(error);
+  }
   b.atomic_max(&space.report->predicted_error, std::bit_cast<unsigned>(error));
   b.atomic_max(&space.report->dropped_mass, std::bit_cast<unsigned>(dropped));
   bool meets = true;

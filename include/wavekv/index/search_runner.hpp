@@ -379,6 +379,7 @@ class search_runner {
     }
     step_stats done = search.stats();
     done.sampled_error = sampled_error;
+    done.predicted_error = detail::scaled_error(rule, done.predicted_error);
     done.capped = detail::meets(rule, done.predicted_error) ? 0 : 1;
     if (!accepted) {  // its work counts, its errors and zones do not
       done.groups = done.tokens_held = done.capped = 0;

@@ -124,7 +124,8 @@ WAVEKV_DEVICE void plan_on_device(Block& b, const error_bound<Ranking>& bound,
     return sums;
   };
   const auto within = [&](const float(&thresholds)[n_thresholds]) {
-    return keep_epsilon(b, nodes, bound.epsilon, budgets.allowed_part, thresholds, turn_sums());
+    return keep_epsilon(b, nodes, bound.summaries_epsilon(), budgets.allowed_part, thresholds,
+                        turn_sums());
   };
   const auto is_within = [&](float threshold) {
     float thresholds[n_thresholds];

@@ -59,11 +59,20 @@ struct error_bound {
   float growth =
       0.5F;  ///< see full_tokens; 0 to 1. 0: what is allowed stays as it is; 1: it grows with the context
 
+  /// @brief What is predicted from summaries is multiplied by this, above 0, before it is reported and held against
+  /// epsilon: how far predictions are off depends on the model, the layer and the length of the context. calibrate()
+  /// learns it (cache/calibration.hpp).
+  float error_scale = 1.0F;
+
   /// @brief Checks every member.  @throw config_error
   void validate() const {
     if (!(epsilon > 0.0F) || !std::isfinite(epsilon)) {
       throw config_error(
           detail::message("error_bound: epsilon is ", epsilon, "; allowed: finite and above 0"));
+    }
+    if (!(error_scale > 0.0F) || !std::isfinite(error_scale)) {
+      throw config_error(detail::message("error_bound: error_scale is ", error_scale,
+                                         "; allowed: finite and above 0"));
     }
     if (!(max_open >= 0.0F && max_open <= 1.0F)) {
       throw config_error(
@@ -92,9 +101,19 @@ struct error_bound {
     }
   }
 
-  /// @brief Whether a plan with this predicted error reached the target; if not, a cap was met.
+  /// @brief What is reported of an error that summaries predict: error_scale times it.
+  [[nodiscard]] WAVEKV_HOST_DEVICE constexpr float scaled_error(float predicted) const noexcept {
+    return error_scale * predicted;
+  }
+
+  /// @brief Whether a plan with this error, scaled, reached the target; if not, a cap was met.
   [[nodiscard]] constexpr bool meets(float predicted_error) const noexcept {
     return predicted_error <= epsilon * 1.0001F;
+  }
+
+  /// @brief epsilon in terms of what summaries predict, before error_scale.
+  [[nodiscard]] WAVEKV_HOST_DEVICE float summaries_epsilon() const noexcept {
+    return epsilon / error_scale;
   }
 
   void plan(const frontier& nodes, std::span<zone> zones) const noexcept {
@@ -177,9 +196,10 @@ struct error_bound {
 
   // Whether every head keeps its part of epsilon² when all nodes below a threshold stay estimated.
   bool keeps_epsilon(const frontier& nodes, float threshold) const noexcept {
+    const float target = summaries_epsilon();
     for (std::size_t g = 0; g < nodes.group_size; ++g) {
       const float part = nodes.level > 0 ? coarse_share : 1.0F;
-      const float allowed = part * (epsilon * epsilon - nodes.settled_squared_error()[g]);
+      const float allowed = part * (target * target - nodes.settled_squared_error()[g]);
       if (simd::squares_below(nodes.error().data(), nodes.error(g).data(), nodes.n_nodes,
                               threshold) > std::max(allowed, 0.0F)) {
         return false;

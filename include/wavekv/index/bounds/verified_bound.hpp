@@ -91,6 +91,10 @@ struct verified_bound {
 
   [[nodiscard]] std::size_t n_samples() const noexcept { return samples; }
   [[nodiscard]] int max_rounds() const noexcept { return rounds; }
+  /// @brief What is reported of an error that summaries predict: as `rule` does.
+  [[nodiscard]] WAVEKV_HOST_DEVICE constexpr float scaled_error(float predicted) const noexcept {
+    return rule.scaled_error(predicted);
+  }
   [[nodiscard]] constexpr bool meets(float /*predicted_error*/) const noexcept {
     return true;
   }  // the check decides
