@@ -170,7 +170,7 @@ def print_promise(rows):
 
 def print_prediction(rows):
     """Whether the default bound's predicted error, calibrated, is within a factor of 2 of the observed one where it must."""
-    of_default = [row for row in rows if row["rule"] == DEFAULT and row.get("n_erring", 0) > 0]
+    of_default = [row for row in rows if row["rule"] == DEFAULT and "error_scale" in row and row["n_erring"] > 0]
     if not of_default:
         return True
 
