@@ -22,15 +22,17 @@ struct cpu_sequence final : sequence {
 template <class Cache>
 class cpu_engine final : public engine {
  public:
-  explicit cpu_engine(const std::filesystem::path& directory,
-                      typename Cache::options_type options = {})
-      : model_(directory),
-        cache_(cache_geometry(model_.config(), model_.n_full_layers()), std::move(options)) {}
+  explicit cpu_engine(const run_options& run, typename Cache::options_type options = {})
+      : model_(run.model),
+        cache_(cache_geometry(model_.config(), model_.n_full_layers()), std::move(options)),
+        n_calibrating_(run.calibrate) {}
 
   const model_config& config() const override { return model_.config(); }
 
   std::unique_ptr<sequence> start(const any_bound& bound) override {
-    return made(model_.start(std::make_unique<attention>(cache_, bound)));
+    auto begun = std::make_unique<attention>(cache_, bound);
+    begun->calibrate_with(n_calibrating_);
+    return made(model_.start(std::move(begun)));
   }
   std::unique_ptr<sequence> fork(const sequence& from, const any_bound& bound,
                                  bool probes) override {
@@ -56,6 +58,9 @@ class cpu_engine final : public engine {
   const decode_record& record(const sequence& of) const override {
     return attention_of(of).record();
   }
+  std::vector<float> error_scales(const sequence& of) const override {
+    return attention_of(of).error_scales();
+  }
 
   void save(const sequence& from, const std::filesystem::path& path,
             std::span<const token_id> prompt, const std::string& model) override {
@@ -65,6 +70,7 @@ class cpu_engine final : public engine {
                                  std::vector<token_id>& prompt, const std::string& model) override {
     auto saved = load_prompt<Cache>(path, model_, cache_, bound, model);
     prompt = std::move(saved.tokens);
+    static_cast<attention&>(*saved.read.attention).calibrate_with(n_calibrating_);
     return made(std::move(saved.read));
   }
 
@@ -88,6 +94,7 @@ class cpu_engine final : public engine {
 
   model model_;
   Cache cache_;
+  std::size_t n_calibrating_;
 };
 
 }  // namespace
@@ -107,8 +114,8 @@ std::unique_ptr<sequence> engine::load(const std::filesystem::path& /*path*/,
 std::unique_ptr<engine> make_engine(const run_options& options, const tier_options& tiers) {
   if (options.device == "cuda") return make_cuda_engine(options.model);
   if (tiers.wanted())
-    return std::make_unique<cpu_engine<tiered_cache>>(options.model, tiers.cache_options());
-  return std::make_unique<cpu_engine<wavekv::kv_cache<>>>(options.model);
+    return std::make_unique<cpu_engine<tiered_cache>>(options, tiers.cache_options());
+  return std::make_unique<cpu_engine<wavekv::kv_cache<>>>(options);
 }
 
 }  // namespace transformer

@@ -64,7 +64,7 @@ void parse_command_line(CLI::App& app, options& options) {
   prompt->require_option(1);
   add_common_options(app, options);
   add_tier_options(app, options.tiers);
-  add_device_option(app, options, {"--save", "--load", "--ram-budget", "--store"});
+  add_device_option(app, options, {"--save", "--load", "--ram-budget", "--store", "--calibrate"});
   app.add_option("--save", options.save,
                  "Write the prompt, once read, with its index to this file");
   app.add_option("--load", options.load,
@@ -159,6 +159,13 @@ void join_prompts(const std::vector<token_id>& saved, prompt& prompt, std::size_
   tokens.insert(tokens.begin(), saved.begin(), saved.end());
 }
 
+void report_calibration(const std::vector<float>& error_scales) {
+  if (error_scales.empty()) return;
+  std::fprintf(stderr, "calibrated: errors are, layer by layer,");
+  for (const float scale : error_scales) std::fprintf(stderr, " %.2f", double{scale});
+  std::fprintf(stderr, " times what summaries predict\n");
+}
+
 read_sequence read_with_progress(engine& engine, const tokenizer& tokenizer, prompt& prompt,
                                  const options& options, const any_bound& bound) {
   read_sequence result;
@@ -184,6 +191,7 @@ read_sequence read_with_progress(engine& engine, const tokenizer& tokenizer, pro
     throw;
   }
   result.seconds = seconds_now() - begin;
+  report_calibration(engine.error_scales(*result.read));
   if (!options.save.empty()) {
     const double saving = seconds_now();
     engine.save(*result.read, options.save, prompt.tokens, name);

@@ -24,6 +24,7 @@ struct run_options {
   std::uint64_t seed = 1;
   float epsilon = 0.05F;
   float delta = 0.05F;
+  std::size_t calibrate = 0;  ///< prompt queries of each layer that predictions are calibrated with
   float retrieve = 0.018F;
   float estimate = 0.232F;
 };

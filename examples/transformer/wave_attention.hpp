@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "bounds.hpp"
 #include "config.hpp"
 #include "full_attention.hpp"
+#include "spread_rows.hpp"
 
 namespace transformer {
 
@@ -49,11 +51,12 @@ class wave_attention : public full_attention {
       : cache_(&cache), sequence_(cache.create()), bound_(std::move(bound)) {}
 
   /// @brief A fork of `other` that is answered by another bound. Sealed segments are shared, not
-  /// copied.
+  /// copied; what was learnt of predictions holds for it, too.
   wave_attention(const wave_attention& other, AnyBound bound)
       : cache_(other.cache_),
         sequence_(other.cache_->fork(other.sequence_)),
-        bound_(std::move(bound)) {}
+        bound_(std::move(bound)),
+        error_scales_(other.error_scales_) {}
 
   /// @brief Takes over a sequence of the cache: one that was loaded, say.
   wave_attention(Cache& cache, AnyBound bound, wavekv::sequence_id sequence)
@@ -63,23 +66,36 @@ class wave_attention : public full_attention {
   wave_attention(const wave_attention&) = delete;
   wave_attention& operator=(const wave_attention&) = delete;
 
+  /// @brief Keeps at most n of each layer's prompt queries, and calibrates an error_bound with them
+  /// when the prompt is complete; 0: none. Call it before the prompt.
+  void calibrate_with(std::size_t n) {
+    kept_queries_.clear();
+    if (n > 0) kept_queries_.assign(sizes().n_layers, {n, sizes().n_query_heads * sizes().key_dim});
+  }
+
   // A prompt is attended exactly; its queries teach the clustering what is looked for.
   void prefill(const attention_input& in, float* out) override {
+    keep_queries(in);
     cache_->prefill(sequence_, in.layer, queries(in), keys(in), values(in), output(in, out));
   }
 
   void append(const attention_input& in) override {
+    keep_queries(in);
     cache_->append(sequence_, in.layer, keys(in), values(in), queries(in));
   }
 
   // The prompt is complete: what waits in the tail becomes part of the index.
-  void end_prompt() override { cache_->seal(sequence_); }
+  void end_prompt() override {
+    cache_->seal(sequence_);
+    std::visit([&](const auto& bound) { learn_error_scales(bound); }, bound_);
+  }
 
   // A step: first the token's own key and value, then the question.
   void decode(const attention_input& in, float* out) override {
     cache_->append(sequence_, in.layer, keys(in), values(in));
     if (in.layer + 1 < sizes().n_layers) cache_->prefetch(sequence_, in.layer + 1);
-    const auto step = std::visit([&](const auto& bound) { return attend(in, out, bound); }, bound_);
+    const auto step = std::visit(
+        [&](const auto& bound) { return attend(in, out, of_layer(in.layer, bound)); }, bound_);
     record_.total += step;
     record_.predicted_errors.push_back(step.predicted_error);
   }
@@ -96,6 +112,9 @@ class wave_attention : public full_attention {
 
   /// @brief What decode did so far.
   const decode_record& record() const noexcept { return record_; }
+
+  /// @brief What predictions are multiplied by, one a layer; empty: nothing was learnt.
+  const std::vector<float>& error_scales() const noexcept { return error_scales_; }
 
  protected:
   template <class Bound>
@@ -124,9 +143,38 @@ class wave_attention : public full_attention {
     return wavekv::nhd(out, in.n_tokens, sizes().n_query_heads, sizes().value_dim);
   }
 
+  void keep_queries(const attention_input& in) {
+    if (!kept_queries_.empty()) kept_queries_[in.layer].add(in.queries, in.n_tokens);
+  }
+
+  // Each layer's kept queries are asked by the bound and exactly.
+  template <class Bound>
+  void learn_error_scales(const Bound& bound) {
+    if constexpr (std::is_same_v<Bound, wavekv::error_bound<>>) {
+      for (std::size_t layer = 0; layer < kept_queries_.size(); ++layer) {
+        const spread_rows& kept = kept_queries_[layer];
+        const auto asked =
+            wavekv::nhd(kept.data(), kept.size(), sizes().n_query_heads, sizes().key_dim);
+        const auto learnt = wavekv::calibrate(*cache_, sequence_, layer, asked, bound);
+        error_scales_.push_back(learnt.error_scale / bound.error_scale);
+      }
+    }
+    kept_queries_.clear();
+  }
+
+  template <class Bound>
+  Bound of_layer(std::size_t layer, Bound bound) const {
+    if constexpr (std::is_same_v<Bound, wavekv::error_bound<>>) {
+      if (!error_scales_.empty()) bound.error_scale *= error_scales_[layer];
+    }
+    return bound;
+  }
+
   Cache* cache_;
   wavekv::sequence_id sequence_;
   AnyBound bound_;
+  std::vector<spread_rows> kept_queries_;  // one a layer, while a prompt is read
+  std::vector<float> error_scales_;
 };
 
 /// @brief How far two vectors of n elements lie apart, against the length of the second.

@@ -10,6 +10,7 @@
 #include "generation.hpp"
 #include "json_file.hpp"
 #include "model.hpp"
+#include "spread_rows.hpp"
 #include "support.hpp"
 #include "wave_attention.hpp"
 
@@ -112,6 +113,73 @@ TEST_CASE("a probe records the error of every head, and exact attention has none
   for (const float error : errors_with(wavekv::exact{})) CHECK(error == 0.0F);
   const auto blind = errors_with(transformer::window_only{});
   CHECK(std::ranges::all_of(blind, [](float error) { return std::isfinite(error); }));
+}
+
+TEST_CASE("spread rows are every n-th, whatever the chunks") {
+  for (const std::size_t most : {0U, 1U, 2U, 5U, 16U}) {
+    for (const std::size_t n : {0U, 1U, 4U, 16U, 17U, 500U}) {
+      for (const std::size_t chunk : {1U, 7U, 500U}) {
+        CAPTURE(most);
+        CAPTURE(n);
+        CAPTURE(chunk);
+        transformer::spread_rows spread(most, 2);
+        std::vector<float> rows;
+        for (std::size_t i = 0; i < n; ++i) rows.insert(rows.end(), {float(i), -float(i)});
+        for (std::size_t first = 0; first < n; first += chunk)
+          spread.add(rows.data() + 2 * first, std::min(chunk, n - first));
+        CHECK(spread.size() <= most);
+        CHECK(2 * spread.size() >= std::min(most, n));
+        const float step = spread.size() > 1 ? spread.data()[2] : 1.0F;
+        for (std::size_t i = 0; i < spread.size(); ++i) {
+          CHECK(spread.data()[2 * i] == step * static_cast<float>(i));
+          CHECK(spread.data()[2 * i + 1] == -step * static_cast<float>(i));
+        }
+        if (most > 1 && n > 0)  // up to the end
+          CHECK(step * static_cast<float>(spread.size()) >= static_cast<float>(n));
+      }
+    }
+  }
+}
+
+TEST_CASE("a calibrated prompt's predictions are those of before, times each layer's factor; forks "
+          "keep it") {
+  transformer::model model(test::needle_dir);
+  cache_type cache(transformer::cache_geometry(model.config(), model.n_full_layers()));
+  std::vector<token_id> ids;
+  for (int i = 0; i < 3000; ++i) ids.push_back(300 + (i * i + 7 * i) % 997);
+  wavekv::error_bound<> bound;
+  bound.epsilon = 1e6F;  // nothing is read by prediction: a factor changes no plan
+  bound.hidden_share = 0.0F;
+  bound.floor_open = bound.floor_read = 0.05F;
+  const auto read_with = [&](std::size_t n, const transformer::any_bound& of) {
+    auto attention = std::make_unique<wave_attention<cache_type>>(cache, of);
+    attention->calibrate_with(n);
+    auto session = model.start(std::move(attention));
+    transformer::read_prompt(model, session, ids, 512);
+    return session;
+  };
+  const auto attention_of = [](const auto& session) -> const wave_attention<cache_type>& {
+    return static_cast<const wave_attention<cache_type>&>(*session.attention);
+  };
+  auto plain = read_with(0, bound);
+  auto calibrated = read_with(32, bound);
+  CHECK(attention_of(plain).error_scales().empty());
+  const std::vector<float> scales = attention_of(calibrated).error_scales();
+  REQUIRE(scales.size() == model.n_full_layers());
+  CHECK(scales != std::vector<float>(model.n_full_layers(), 1.0F));
+  CHECK(attention_of(read_with(32, wavekv::exact{})).error_scales().empty());
+
+  auto forked = calibrated.fork(
+      std::make_unique<wave_attention<cache_type>>(attention_of(calibrated), bound));
+  for (auto* session : {&plain, &calibrated, &forked})
+    transformer::generate(model, *session, ids.back(), transformer::sampler({}), {3, false});
+  const auto& before = attention_of(plain).record().predicted_errors;
+  for (const auto* session : {&calibrated, &forked}) {
+    const auto& after = attention_of(*session).record().predicted_errors;
+    REQUIRE(after.size() == before.size());
+    for (std::size_t i = 0; i < after.size(); ++i)
+      CHECK(after[i] == doctest::Approx(before[i] * scales[i % scales.size()]).epsilon(1e-5));
+  }
 }
 
 TEST_CASE("an id outside the vocabulary is an error") {

@@ -162,9 +162,7 @@ class query_tile {
                               float (&products)[4]) const {
     constexpr unsigned n_terms = tile_scalar<T>::n_terms;
     constexpr unsigned n_chunks = MaxDim / 32;
-    // Long rows of floats leave fewer registers.
-    constexpr unsigned most =
-        detail::loads_at_once / (sizeof(T) / 2) / (n_terms > 1 && in_shared ? 2 : 1);
+    constexpr unsigned most = detail::loads_at_once / (sizeof(T) / 2);
     constexpr unsigned at_once = most < 2 * n_chunks ? most : 2 * n_chunks;
     const unsigned j = b.lane() % 4;
     float sums[2][4] = {};

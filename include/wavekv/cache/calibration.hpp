@@ -98,7 +98,7 @@ template <class T, class U>
 /// can have its own. Where fewer than calibration::least_pairs of the steps err by what is more than rounding, the bound
 /// comes back as it is.
 /// Cost: two attends a query, one of them exact. Blocks. Allocates. The cache's answers do not change, its statistics count
-/// the steps.
+/// the steps. For a cache in device memory: a calibration of its own steps, whose outputs are copied to the host.
 /// @param queries  [n_queries, n_query_heads, key_dim], finite
 /// @param bound    whose caps and epsilon the steps will use
 /// @throw as kv_cache::attend does; the cache is then as it was

@@ -27,6 +27,14 @@ namespace wavekv::device {
 /// @brief Threads that run in step.
 inline constexpr unsigned warp_size = 32;
 
+/// @brief i, or behind the end the last of n indices. For loads that are to be on their way together: behind a branch each
+/// would be waited for before the next, so none is asked; what lies behind the end is the last element once more, and counts for
+/// nothing where it is used.
+/// @param n  at least 1
+WAVEKV_HOST_DEVICE constexpr unsigned or_last(unsigned i, unsigned n) noexcept {
+  return i < n ? i : n - 1;
+}
+
 /// @brief Sixteen bytes, as they are loaded at once.
 struct alignas(16) words4 {
   std::uint32_t word[4];

@@ -180,12 +180,12 @@ struct lean_kernel {
       for (unsigned g = 0; g < group; g += 4) {
         float sums[4] = {};
         for (unsigned first = part; known && first < shape.key_dim; first += rows_at_once * parts) {
-          // All on their way before the first is used: behind the end it is the last row once more.
+          // All on their way before the first is used.
           float x[rows_at_once];
           WAVEKV_UNROLL
           for (unsigned r = 0; r < rows_at_once; ++r) {
             const unsigned i = first + r * parts;
-            x[r] = products[std::size_t{i < shape.key_dim ? i : shape.key_dim - 1} * width];
+            x[r] = products[std::size_t{or_last(i, shape.key_dim)} * width];
           }
           WAVEKV_UNROLL
           for (unsigned r = 0; r < rows_at_once; ++r) {

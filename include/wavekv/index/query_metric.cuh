@@ -213,13 +213,12 @@ struct add_queries {
     constexpr unsigned n_warps = n_threads / warp_size;
     constexpr unsigned rows_each = rows_together / n_warps;
     constexpr unsigned most_each = 8;  // elements of a row that a lane has: keys have at most 256
-    // All are on their way before the first is used: nothing is asked before a load, which could not pass a branch. What lies
-    // behind the end is the last element, or the last row, once more.
+    // All are on their way before the first is used.
     Q x[rows_each][most_each];
     WAVEKV_UNROLL
     for (unsigned k = 0; k < rows_each; ++k) {
       const unsigned r = b.warp() + k * n_warps;
-      const std::size_t row = done + (r < n ? r : n - 1);
+      const std::size_t row = done + or_last(r, n);
       const std::size_t token = stretch.first + row / group_size * stretch.period;
       const std::size_t query = std::size_t{head} * group_size + row % group_size;
       const Q* const from =
@@ -227,7 +226,7 @@ struct add_queries {
       WAVEKV_UNROLL
       for (unsigned i = 0; i < most_each; ++i) {
         const unsigned column = i * warp_size + b.lane();
-        x[k][i] = from[column < key_dim ? column : key_dim - 1];
+        x[k][i] = from[or_last(column, key_dim)];
       }
     }
     WAVEKV_UNROLL

@@ -258,9 +258,8 @@ WAVEKV_DEVICE void merge_splits(Block& b, const search_view<T>& search, unsigned
         float x[at_once];
         WAVEKV_UNROLL
         for (unsigned i = 0; i < at_once; ++i) {
-          // No branch before a load; behind the end it is the last one once more, of weight 0.
-          const unsigned split = s + (first + i < n ? first + i : n - 1);
-          x[i] = search.partials[split * step + g * floats + (at < floats ? at : floats - 1)];
+          const unsigned split = s + or_last(first + i, n);
+          x[i] = search.partials[split * step + g * floats + or_last(at, floats)];
         }
         WAVEKV_UNROLL
         for (unsigned i = 0; i < at_once; ++i) {

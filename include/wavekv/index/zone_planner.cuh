@@ -150,9 +150,7 @@ class zone_planner {
         float errors[heads];
         WAVEKV_UNROLL
         for (unsigned q = 0; q < heads; ++q) {
-          // No branch before a load: behind the end it is the last head once more.
-          const unsigned last = search_.shape.group_size - 1;
-          const unsigned g = first + q < last ? first + q : last;
+          const unsigned g = or_last(first + q, search_.shape.group_size);
           logits[q] = columns_.logits[std::size_t{g} * columns_.n_columns + i];
           errors[q] = columns_.errors[std::size_t{g} * columns_.n_columns + i];
         }
@@ -249,8 +247,7 @@ class zone_planner {
         zone zones[at_once];
         WAVEKV_UNROLL
         for (unsigned k = 0; k < at_once; ++k) {
-          // No branch before a load: behind the end it is the last column once more.
-          const unsigned i = first + k * b.n_threads() < n ? first + k * b.n_threads() : n - 1;
+          const unsigned i = or_last(first + k * b.n_threads(), n);
           shares[k] = columns_.shares[std::size_t{g} * columns_.n_columns + i];
           errors[k] = columns_.errors[std::size_t{g} * columns_.n_columns + i];
           dispersions[k] = columns_.dispersions[i];

@@ -13,11 +13,14 @@
 #include <wavekv/cuda/cuda_runtime.cuh>
 #include <wavekv/index/detail/select.cuh>
 
+#include "cuda/device_rows.hpp"
+
 namespace {
 
 using wavekv::device::cuda_runtime;
 using wavekv::device::plan_memory;
 using wavekv::device::selection;
+using wavekv_test::device_rows;
 
 /// Selects from each row as many as the budget allows, at a cost of 1 each. One block.
 struct select_kernel {
@@ -65,17 +68,11 @@ void check(unsigned n, unsigned n_rows, unsigned budget, bool with_ties, std::mt
     x = with_ties ? static_cast<float>(static_cast<int>(normal(random))) : normal(random);
   const cuda_runtime gpu;
   cudaStream_t stream = gpu.side_stream();
-  const std::size_t bytes = values.size() * sizeof(float);
-  auto* const on_device = static_cast<float*>(gpu.allocate(bytes, stream));
-  auto* const found = static_cast<selection*>(gpu.allocate(n_rows * sizeof(selection), stream));
-  gpu.copy_in(on_device, values.data(), bytes, stream);
-  gpu.fill(found, 0xFF, n_rows * sizeof(selection), stream);
-  gpu.launch(stream, {1, 1}, select_kernel{on_device, found, n, n_rows, budget});
-  std::vector<selection> selections(n_rows);
-  gpu.copy_out(selections.data(), found, n_rows * sizeof(selection), stream);
-  gpu.deallocate(on_device, bytes, stream);
-  gpu.deallocate(found, n_rows * sizeof(selection), stream);
-  gpu.synchronize(stream);
+  const device_rows<cuda_runtime> on_device(gpu, values, stream);
+  device_rows<cuda_runtime, selection> found(gpu, n_rows, stream);
+  gpu.fill(found.data(), 0xFF, n_rows * sizeof(selection), stream);
+  gpu.launch(stream, {1, 1}, select_kernel{on_device.data(), found.data(), n, n_rows, budget});
+  const std::vector<selection> selections = found.read(stream);
   for (unsigned row = 0; row < n_rows; ++row) {
     const float* const of_row = values.data() + std::size_t{row} * n;
     std::vector<std::size_t> expected(n);

@@ -57,14 +57,13 @@ WAVEKV_DEVICE unsigned keep_epsilon(Block& b, const frontier_view& nodes, float 
       float errors[at_once][heads];
       WAVEKV_UNROLL
       for (unsigned k = 0; k < at_once; ++k) {
-        // No branch before a load: behind the end it is the last column once more, and below no threshold.
         const unsigned i = column + k * b.n_threads();
-        const unsigned at = i < nodes.n_columns ? i : nodes.n_columns - 1;
+        const unsigned at = or_last(i, nodes.n_columns);
         const float ranked_error = nodes.ranked_errors[at];
         ranked[k] = i < nodes.n_columns ? ranked_error : std::numeric_limits<float>::infinity();
         WAVEKV_UNROLL
         for (unsigned q = 0; q < heads; ++q) {
-          const unsigned g = first + q < group ? first + q : group - 1;
+          const unsigned g = or_last(first + q, group);
           errors[k][q] = nodes.errors[std::size_t{g} * nodes.stride + at];
         }
       }

@@ -115,7 +115,7 @@ struct assign_points {
     for (unsigned chunk = 0; chunk < n_chunks; ++chunk) {
       for (unsigned at = b.thread(); at < piece_words; at += n_threads) {
         const unsigned point = first_point + at / chunk_words;  // past the end: the last one again
-        const words4* row = points.row(job, point < n_points ? point : n_points - 1);
+        const words4* row = points.row(job, or_last(point, n_points));
         b.copy_async16(to + chunk * piece_words + at, row + chunk * chunk_words + at % chunk_words);
       }
     }

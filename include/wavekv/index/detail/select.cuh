@@ -94,7 +94,7 @@ WAVEKV_DEVICE void select_largest(Block& b, unsigned n_rows, unsigned n, const V
     WAVEKV_UNROLL
     for (unsigned k = 0; k < at_once; ++k) {
       const unsigned i = first + k * b.n_threads();
-      const unsigned of_this = cost(i < n ? i : n - 1);
+      const unsigned of_this = cost(or_last(i, n));
       mine += i < n ? of_this : 0;
     }
   }
@@ -118,7 +118,7 @@ WAVEKV_DEVICE void select_largest(Block& b, unsigned n_rows, unsigned n, const V
       WAVEKV_UNROLL
       for (unsigned k = 0; k < at_once; ++k) {
         const unsigned i = first + k * b.n_threads();
-        const unsigned of_this = cost(i < n ? i : n - 1);  // no branch before a load
+        const unsigned of_this = cost(or_last(i, n));
         costs[k] = i < n ? of_this : 0;
       }
       for (unsigned row = 0; row < n_rows; ++row) {
@@ -126,7 +126,7 @@ WAVEKV_DEVICE void select_largest(Block& b, unsigned n_rows, unsigned n, const V
         WAVEKV_UNROLL
         for (unsigned k = 0; k < at_once; ++k) {
           const unsigned i = first + k * b.n_threads();
-          values[k] = value(row, i < n ? i : n - 1);
+          values[k] = value(row, or_last(i, n));
         }
         const std::uint32_t found = memory.found[2 * row];
         WAVEKV_UNROLL
