@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -77,6 +78,12 @@ void parse_command_line(CLI::App& app, options& options) {
                  "window only)")
       ->capture_default_str()
       ->check(CLI::IsMember(bound_names()));
+  app.add_option(
+         "--calibrate", options.calibrate,
+         "--cache default, error: queries of the prompt, of each layer, that predicted errors are "
+         "calibrated with; 0: none")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 4096));
   app.add_flag(
       "--compare", options.compare,
       "Decode twice from one prefill, with full attention and with --cache; print a table");
@@ -330,6 +337,10 @@ bool run_comparison(const options& options, engine& engine, const tokenizer& tok
 
 int run(const options& options) {
   use_threads(options);
+  if (options.calibrate > 0 &&
+      !std::holds_alternative<wavekv::error_bound<>>(make_bound(options.cache, options)))
+    throw model_error("--calibrate: --cache " + options.cache +
+                      " does not go by predicted errors; default and error do");
   const auto engine = make_engine(options, options.tiers);
   tokenizer tokenizer(options.model);
   const auto& config = engine->config();

@@ -30,11 +30,6 @@ void add_common_options(CLI::App& app, run_options& options) {
                  "error, verified: relative error of the attention output to keep")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  app.add_option("--calibrate", options.calibrate,
-                 "default, error: queries of the prompt, of each layer, that predicted errors are "
-                 "calibrated with; 0: none")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 4096));
   app.add_option("--delta", options.delta, "verified: share of outputs that may miss it")
       ->capture_default_str()
       ->check(CLI::Range(1e-6, 0.5));
