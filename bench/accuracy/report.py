@@ -144,7 +144,7 @@ def print_verdict(rows):
 
 
 def print_promise(rows):
-    """What verified_bound kept of each promise, and what predictions of the default are worth; whether the lines hold."""
+    """What verified_bound kept of each promise; whether the line holds."""
     promises = promises_of(rows)
     if not promises:
         return True
@@ -170,7 +170,7 @@ def print_promise(rows):
 
 def print_prediction(rows):
     """Whether the default bound's predicted error, calibrated, is within a factor of 2 of the observed one where it must."""
-    of_default = [row for row in rows if row["rule"] == DEFAULT and "error_scale" in row and row["n_erring"] > 0]
+    of_default = [row for row in rows if row["rule"] == DEFAULT and "error_scale" in row and row["n_erring"] + row["n_erring_calibrated"] > 0]
     if not of_default:
         return True
 

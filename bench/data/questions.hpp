@@ -29,8 +29,7 @@ inline std::vector<std::size_t> question_tokens(const attention_data& data, std:
   return tokens;
 }
 
-/// @brief The queries of n even tokens, spread evenly over the data, [n, n_query_heads, dim]: a prompt's, where questions are
-/// later ones.
+/// @brief The queries of n even tokens, spread evenly over the data, [n, n_query_heads, dim]; questions are odd ones.
 inline std::vector<float> prompt_queries(const attention_data& data, std::size_t n) {
   const std::size_t row = data.n_query_heads * data.dim;
   std::vector<float> queries(n * row);

@@ -58,8 +58,8 @@ class cpu_engine final : public engine {
   const decode_record& record(const sequence& of) const override {
     return attention_of(of).record();
   }
-  std::vector<float> error_scales(const sequence& of) const override {
-    return attention_of(of).error_scales();
+  std::vector<wavekv::calibration> calibrations(const sequence& of) const override {
+    return attention_of(of).calibrations();
   }
 
   void save(const sequence& from, const std::filesystem::path& path,

@@ -49,8 +49,8 @@ class engine {
   virtual std::size_t length(const sequence& of) const = 0;
   /// @brief What its decode steps did.
   virtual const decode_record& record(const sequence& of) const = 0;
-  /// @brief What its predicted errors are multiplied by, one a full-attention layer; empty: they are not calibrated.
-  virtual std::vector<float> error_scales(const sequence& /*of*/) const { return {}; }
+  /// @brief How far its predicted errors were off, by full-attention layers; empty: they are not calibrated.
+  virtual std::vector<wavekv::calibration> calibrations(const sequence& /*of*/) const { return {}; }
 
   /// @brief Writes a sequence that has read all of a prompt but its last token.
   /// @throw wavekv::io_error; model_error where sequences cannot be saved

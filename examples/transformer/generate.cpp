@@ -78,12 +78,10 @@ void parse_command_line(CLI::App& app, options& options) {
                  "window only)")
       ->capture_default_str()
       ->check(CLI::IsMember(bound_names()));
-  app.add_option(
-         "--calibrate", options.calibrate,
-         "--cache default, error: queries of the prompt, of each layer, that predicted errors are "
-         "calibrated with; 0: none")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 4096));
+  app.add_option("--calibrate", options.calibrate,
+                 "--cache default, error: calibrate predicted errors with at most so many queries "
+                 "of the prompt in each layer (default: not at all)")
+      ->check(CLI::Range(16, 4096));
   app.add_flag(
       "--compare", options.compare,
       "Decode twice from one prefill, with full attention and with --cache; print a table");
@@ -166,10 +164,16 @@ void join_prompts(const std::vector<token_id>& saved, prompt& prompt, std::size_
   tokens.insert(tokens.begin(), saved.begin(), saved.end());
 }
 
-void report_calibration(const std::vector<float>& error_scales) {
-  if (error_scales.empty()) return;
+void report_calibrations(const std::vector<wavekv::calibration>& layers) {
+  if (layers.empty()) return;
   std::fprintf(stderr, "calibrated: errors are, layer by layer,");
-  for (const float scale : error_scales) std::fprintf(stderr, " %.2f", double{scale});
+  for (const wavekv::calibration& layer : layers) {
+    if (layer.n_pairs() < wavekv::calibration::least_pairs) {
+      std::fprintf(stderr, " unknown (too few queries of the prompt err: %zu)", layer.n_pairs());
+    } else {
+      std::fprintf(stderr, " %.2f", double{layer.factor()});
+    }
+  }
   std::fprintf(stderr, " times what summaries predict\n");
 }
 
@@ -198,7 +202,7 @@ read_sequence read_with_progress(engine& engine, const tokenizer& tokenizer, pro
     throw;
   }
   result.seconds = seconds_now() - begin;
-  report_calibration(engine.error_scales(*result.read));
+  report_calibrations(engine.calibrations(*result.read));
   if (!options.save.empty()) {
     const double saving = seconds_now();
     engine.save(*result.read, options.save, prompt.tokens, name);

@@ -51,11 +51,12 @@ class wave_attention : public full_attention {
       : cache_(&cache), sequence_(cache.create()), bound_(std::move(bound)) {}
 
   /// @brief A fork of `other` that is answered by another bound. Sealed segments are shared, not
-  /// copied; what was learnt of predictions holds for it, too.
+  /// copied; what was learnt of predictions is used for it, too: right as far as it reads as much.
   wave_attention(const wave_attention& other, AnyBound bound)
       : cache_(other.cache_),
         sequence_(other.cache_->fork(other.sequence_)),
         bound_(std::move(bound)),
+        calibrations_(other.calibrations_),
         error_scales_(other.error_scales_) {}
 
   /// @brief Takes over a sequence of the cache: one that was loaded, say.
@@ -87,7 +88,7 @@ class wave_attention : public full_attention {
   // The prompt is complete: what waits in the tail becomes part of the index.
   void end_prompt() override {
     cache_->seal(sequence_);
-    std::visit([&](const auto& bound) { learn_error_scales(bound); }, bound_);
+    std::visit([&](const auto& bound) { calibrate(bound); }, bound_);
   }
 
   // A step: first the token's own key and value, then the question.
@@ -113,8 +114,8 @@ class wave_attention : public full_attention {
   /// @brief What decode did so far.
   const decode_record& record() const noexcept { return record_; }
 
-  /// @brief What predictions are multiplied by, one a layer; empty: nothing was learnt.
-  const std::vector<float>& error_scales() const noexcept { return error_scales_; }
+  /// @brief How far predictions were off, layer by layer; empty: the prompt was not asked.
+  const std::vector<wavekv::calibration>& calibrations() const noexcept { return calibrations_; }
 
  protected:
   template <class Bound>
@@ -149,17 +150,22 @@ class wave_attention : public full_attention {
 
   // Each layer's kept queries are asked by the bound and exactly.
   template <class Bound>
-  void learn_error_scales(const Bound& bound) {
+  void calibrate(const Bound& bound) {
+    const std::vector<spread_rows> kept = std::exchange(kept_queries_, {});
     if constexpr (std::is_same_v<Bound, wavekv::error_bound<>>) {
-      for (std::size_t layer = 0; layer < kept_queries_.size(); ++layer) {
-        const spread_rows& kept = kept_queries_[layer];
-        const auto asked =
-            wavekv::nhd(kept.data(), kept.size(), sizes().n_query_heads, sizes().key_dim);
-        const auto learnt = wavekv::calibrate(*cache_, sequence_, layer, asked, bound);
-        error_scales_.push_back(learnt.error_scale / bound.error_scale);
+      std::vector<wavekv::calibration> learnt;
+      std::vector<float> scales;
+      for (std::size_t layer = 0; layer < kept.size(); ++layer) {
+        const auto asked = wavekv::nhd(kept[layer].data(), kept[layer].size(),
+                                       sizes().n_query_heads, sizes().key_dim);
+        learnt.push_back(wavekv::observe_errors(*cache_, sequence_, layer, asked, bound));
+        scales.push_back(learnt.back().factor());
+      }
+      if (!kept.empty()) {
+        calibrations_ = std::move(learnt);
+        error_scales_ = std::move(scales);
       }
     }
-    kept_queries_.clear();
   }
 
   template <class Bound>
@@ -174,7 +180,8 @@ class wave_attention : public full_attention {
   wavekv::sequence_id sequence_;
   AnyBound bound_;
   std::vector<spread_rows> kept_queries_;  // one a layer, while a prompt is read
-  std::vector<float> error_scales_;
+  std::vector<wavekv::calibration> calibrations_;
+  std::vector<float> error_scales_;  // their factors
 };
 
 /// @brief How far two vectors of n elements lie apart, against the length of the second.

@@ -73,6 +73,9 @@ struct recording {
   Bound bound{};
   std::vector<plan_record>* log = nullptr;
 
+  float scaled_error(float predicted) const {
+    return wavekv::detail::scaled_error(bound, predicted);
+  }
   bool meets(float predicted) const { return wavekv::detail::meets(bound, predicted); }
   void plan(const wavekv::frontier& nodes, std::span<wavekv::zone> zones) const {
     bound.plan(nodes, zones);

@@ -310,6 +310,10 @@ TEST_CASE("head_budgets says what it allows") {
                                                  wavekv::error_bound<>{.epsilon = 0.02F}, memory};
   CHECK(both.meets(0.01F));
   CHECK(!both.meets(0.05F));
+  const head_budgets<wavekv::error_bound<>> scaled{wavekv::error_bound<>{.error_scale = 2.0F},
+                                                   wavekv::error_bound<>{.error_scale = 0.5F},
+                                                   memory};
+  CHECK(scaled.scaled_error(0.25F) == 0.5F);
 }
 
 TEST_CASE("in the engine: what is attended is what the rule chose, of each head by its class") {

@@ -211,6 +211,7 @@ struct bound_with_options : wavekv_test::estimate_all {
   using ranking = wavekv::rank_by_sum;
   static constexpr bool reads_everything = true;
   static constexpr bool drops = true;
+  float scaled_error(float predicted) const { return predicted + 1.0F; }
   bool meets(float) const { return false; }
   void validate() const { throw wavekv::config_error("never; allowed: nothing"); }
 };
@@ -615,9 +616,11 @@ static_assert(std::is_trivially_copyable_v<view<float>>);
 
 using namespace slots;
 
-TEST_CASE("validate and meets are called where a bound has them") {
+TEST_CASE("validate, scaled_error and meets are called where a bound has them") {
   CHECK_THROWS_AS(wavekv::detail::validate_bound(bound_with_options{}), wavekv::config_error);
   wavekv::detail::validate_bound(bound_misspells_options{});
   CHECK_FALSE(wavekv::detail::meets(bound_with_options{}, 0.0F));
   CHECK(wavekv::detail::meets(bound_misspells_options{}, 0.0F));
+  CHECK(wavekv::detail::scaled_error(bound_with_options{}, 0.5F) == 1.5F);
+  CHECK(wavekv::detail::scaled_error(bound_misspells_options{}, 0.5F) == 0.5F);
 }

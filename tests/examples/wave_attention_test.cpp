@@ -163,11 +163,16 @@ TEST_CASE("a calibrated prompt's predictions are those of before, times each lay
   };
   auto plain = read_with(0, bound);
   auto calibrated = read_with(32, bound);
-  CHECK(attention_of(plain).error_scales().empty());
-  const std::vector<float> scales = attention_of(calibrated).error_scales();
+  CHECK(attention_of(plain).calibrations().empty());
+  std::vector<float> scales;
+  for (const wavekv::calibration& layer : attention_of(calibrated).calibrations()) {
+    CHECK(layer.n_pairs() >= wavekv::calibration::least_pairs);
+    CHECK(layer.n_pairs() <= 32);
+    scales.push_back(layer.factor());
+  }
   REQUIRE(scales.size() == model.n_full_layers());
   CHECK(scales != std::vector<float>(model.n_full_layers(), 1.0F));
-  CHECK(attention_of(read_with(32, wavekv::exact{})).error_scales().empty());
+  CHECK(attention_of(read_with(32, wavekv::exact{})).calibrations().empty());
 
   auto forked = calibrated.fork(
       std::make_unique<wave_attention<cache_type>>(attention_of(calibrated), bound));

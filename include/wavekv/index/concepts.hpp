@@ -72,7 +72,7 @@ concept clusterer = std::semiregular<C> &&
 /// | `B::ranking`              | `rank_by_max` | how a frontier's share and error are reduced over a query group |
 /// | `B::reads_everything`     | `false`       | true: no search at all, every token is read                     |
 /// | `B::drops`                | `false`       | true: some nodes are dropped; only then may `zone::dropped` be written |
-/// | `b.scaled_error(error)`   | `error`       | what is reported as the predicted relative error, of the one that summaries predict |
+/// | `b.scaled_error(error)`   | `error`       | what is reported as the predicted relative error, of the one that summaries predict: at least 0, no NaN |
 /// | `b.meets(predicted)`      | `true`        | whether the predicted relative error, scaled, reaches the target; if not, step_stats::capped counts the group |
 /// | `b.validate()`            | nothing       | throws config_error when a member is out of range               |
 ///

@@ -17,7 +17,7 @@
 /// | `plan_on_device(b, bound, nodes, zones, memory)` | *block*: as bound.plan(nodes, zones); found by argument-dependent lookup in wavekv or in the bound's own namespace |
 ///
 /// Zones come in as `zone::estimation`, written by all threads and seen by all; what is written into them is seen once the
-/// call has returned. `memory` is the plan's alone while it lasts. What a kernel asks a bound besides (`meets`, `accepts`)
+/// call has returned. `memory` is the plan's alone while it lasts. What a kernel asks a bound besides (`scaled_error`, `meets`, `accepts`)
 /// must be constexpr, so that nvcc lets a kernel call it.
 
 namespace wavekv::device {

@@ -60,8 +60,8 @@ struct error_bound {
       0.5F;  ///< see full_tokens; 0 to 1. 0: what is allowed stays as it is; 1: it grows with the context
 
   /// @brief What is predicted from summaries is multiplied by this, above 0, before it is reported and held against
-  /// epsilon: how far predictions are off depends on the model, the layer and the length of the context. calibrate()
-  /// learns it (cache/calibration.hpp).
+  /// epsilon: how far predictions are off depends on the model, the layer, the length of the context and what is read.
+  /// calibrate() learns it (cache/calibration.hpp).
   float error_scale = 1.0F;
 
   /// @brief Checks every member.  @throw config_error
